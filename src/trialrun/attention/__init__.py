@@ -1,0 +1,1 @@
+"""Attention for long contexts and cheap caches."""

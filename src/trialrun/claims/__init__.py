@@ -1,0 +1,1 @@
+"""How a claim is run, judged and recorded."""

@@ -1,0 +1,1 @@
+"""Parts that need numpy and the standard library only."""

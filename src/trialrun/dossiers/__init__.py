@@ -1,0 +1,1 @@
+"""Evidence, one folder per method: card, notes, specimen, claim and records."""

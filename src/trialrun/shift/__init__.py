@@ -1,0 +1,1 @@
+"""Learning that must hold in domains it has not seen."""
