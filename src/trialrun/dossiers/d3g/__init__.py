@@ -1,0 +1,1 @@
+"""D3G: domain relations for domain generalisation."""
