@@ -176,13 +176,16 @@ def _value(where: str, kind: str, value: Any) -> Any:
         if not all(isinstance(item, str) for item in value):
             raise UsageError(f"{where} must be a list of strings, got {value!r}")
         return tuple(value)
-    python = {"str": str, "int": int, "float": (int, float), "bool": bool}[kind]
-    if not isinstance(value, python) or (kind != "bool" and isinstance(value, bool)):
+    allowed: tuple[type, ...] = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(
+        kind, (str,)
+    )
+    if not isinstance(value, allowed) or (kind != "bool" and isinstance(value, bool)):
         raise UsageError(f"{where} must be of type {kind}, got {value!r}")
     if kind == "float":
-        if not math.isfinite(value):
+        number = float(str(value))
+        if not math.isfinite(number):
             raise UsageError(f"{where} must be finite, got {value!r}")
-        return float(value)
+        return number
     return value
 
 
@@ -196,7 +199,7 @@ def _build(cls: Any, where: str, table: Any) -> Any:
     missing = [n for n, f in known.items() if f.default is MISSING and n not in table]
     if missing:
         raise UsageError(f"{where} lacks {', '.join(missing)}")
-    return cls(**{k: _value(f"{where}.{k}", known[k].type, v) for k, v in table.items()})
+    return cls(**{k: _value(f"{where}.{k}", str(known[k].type), v) for k, v in table.items()})
 
 
 _PARTS: dict[str, Any] = {

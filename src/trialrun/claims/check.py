@@ -1,0 +1,355 @@
+"""One check from beginning to end: plan the units, run them, judge each claim, write records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trialrun.catalogue import Card, Claim, find_card
+from trialrun.claims.contract import Context, On, Trial
+from trialrun.claims.engine import run_orders
+from trialrun.claims.fingerprint import fingerprint
+from trialrun.claims.judge import NOT_TESTED, judge
+from trialrun.claims.machine import describe_machine, library_versions, source_commit
+from trialrun.claims.records import FORMAT, Record, append_record, plain_judgement, sealed
+from trialrun.claims.runs import Run, describe_on, digest_of, open_run
+from trialrun.claims.units import Order, Outcome, Unit, failed, load_trial, with_seeds
+from trialrun.core.errors import NotRunnable, UsageError
+from trialrun.core.extras import need
+
+BUDGETS = ("smoke", "quick", "full", "gpu", "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to check and how. ``record_to`` names records files beside the run folder's own."""
+
+    slug: str
+    budget: str = "quick"
+    claims: tuple[str, ...] = ()
+    seeds: int | None = None
+    on: On | None = None
+    model: str | None = None
+    engine: str = "local"
+    jobs: int | None = None
+    resume: bool = False
+    out: Path = Path("trialrun-runs")
+    record_to: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    slug: str
+    done: int
+    total: int
+    last: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A finished check: its records, where it lies, and what failed or can be loaded."""
+
+    records: tuple[Record, ...]
+    folder: Path
+    failures: tuple[Outcome, ...]
+    keep: str = ""
+
+
+def module_of(slug: str) -> str:
+    """Return the name of a dossier's claim module."""
+    return f"trialrun.dossiers.{slug}.claim"
+
+
+def choose_device(budget: str) -> str:
+    """Return the device of a budget.
+
+    Raises
+    ------
+    NotRunnable
+        If the budget is ``gpu`` and no GPU is at hand.
+    """
+    if budget != "gpu":
+        return "cpu"
+    if not need("torch", extra="all").cuda.is_available():
+        raise NotRunnable("the gpu budget needs a CUDA GPU and none is at hand: use --budget full")
+    return "cuda"
+
+
+def _budget_of(trial: Trial, request: Request) -> str:
+    if request.budget not in trial.budgets:
+        known = ", ".join(trial.budgets)
+        reason = f"{request.slug} has no budget {request.budget!r}: choose one of {known}"
+        raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
+    if request.seeds is not None and request.seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {request.seeds}")
+    return request.budget
+
+
+def _chosen_claims(card: Card, request: Request) -> tuple[Claim, ...]:
+    if not card.claims:
+        raise NotRunnable(f"{card.slug} is a draft without claims: write its card and claim.py")
+    chosen = tuple(card.claim(c) for c in request.claims) or card.claims
+    if request.on is None and request.model is None:
+        return chosen
+    kind = request.on.kind if request.on is not None else "model"
+    for accepts in card.accepts:
+        if accepts.kind == kind:
+            usable = tuple(c for c in chosen if c.id in accepts.claims)
+            if usable:
+                return usable
+            can = ", ".join(accepts.claims)
+            raise UsageError(f"{card.slug} checks {can} on a {kind}: choose one with --claim")
+    raise UsageError(f"{card.slug} does not take a {kind} of your own: see trialrun show")
+
+
+def _units(trial: Trial, claims: Sequence[Claim], seeds: int) -> tuple[list[Unit], list[Unit]]:
+    first: dict[Unit, None] = {}
+    arms: list[Unit] = []
+    for seed in range(seeds):
+        for claim in claims:
+            for arm in claim.arms:
+                names = _needs(trial, claim.id, arm)
+                first.update({Unit("", name, seed): None for name in names})
+                arms.append(Unit(claim.id, arm, seed))
+    return list(first), arms
+
+
+def _identity(card: Card, claims: Sequence[Claim], request: Request, seeds: int) -> dict[str, Any]:
+    return {
+        "slug": card.slug,
+        "budget": request.budget,
+        "claims": [claim.id for claim in claims],
+        "seeds": seeds,
+        "fingerprint": [fingerprint(card, claim) for claim in claims],
+        "on": describe_on(request.on) if request.on else None,
+        "model": digest_of(request.model) if request.model else None,
+    }
+
+
+def _values(
+    claim: Claim, outcomes: Mapping[str, Outcome], seeds: int
+) -> dict[str, dict[str, list[float]]]:
+    arms: dict[str, dict[str, list[float]]] = {}
+    for arm in claim.arms:
+        rows = [outcomes[Unit(claim.id, arm, seed).key] for seed in range(seeds)]
+        names = set(rows[0].points)
+        if any(set(row.points) != names for row in rows):
+            raise UsageError(f"arm {arm} of {claim.id} measured different points at its seeds")
+        arms[arm] = {point: [row.points[point] for row in rows] for point in rows[0].points}
+    return arms
+
+
+def _arm_table(claim: Claim, outcomes: Mapping[str, Outcome], seeds: int) -> dict[str, Any]:
+    table = {}
+    for arm, points in _values(claim, outcomes, seeds).items():
+        rows = [outcomes[Unit(claim.id, arm, seed).key] for seed in range(seeds)]
+        extras = {k for row in rows for k in row.extra}
+        table[arm] = {
+            "points": points,
+            "n": rows[0].n,
+            "extra": {k: [row.extra.get(k) for row in rows] for k in sorted(extras)},
+            "seconds": round(sum(row.seconds for row in rows), 3),
+        }
+    return table
+
+
+@dataclass(frozen=True)
+class _Plan:
+    card: Card
+    trial: Trial
+    claims: tuple[Claim, ...]
+    request: Request
+    seeds: int
+    device: str
+    first: list[Unit]
+    arms: list[Unit]
+
+
+def _plan(request: Request) -> _Plan:
+    card = find_card(request.slug)
+    claims = _chosen_claims(card, request)
+    trial = load_trial(module_of(card.slug))
+    budget = with_seeds(trial.budgets[_budget_of(trial, request)], request.seeds)
+    device = choose_device(request.budget)
+    if trial.check_on is not None and (request.on is not None or request.model is not None):
+        trial.check_on(
+            Context(budget=budget, seed=0, device=device, on=request.on, model=request.model)
+        )
+    first, arms = _units(trial, claims, budget.seeds)
+    return _Plan(card, trial, claims, request, budget.seeds, device, first, arms)
+
+
+def _run_units(plan: _Plan, run: Run, on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
+    total, done, lost = len(plan.first) + len(plan.arms), 0, {}
+    on_progress(Progress(plan.card.slug, 0, total, ""))
+    for wave in (plan.first, plan.arms):
+        orders = [_order(plan, run, unit) for unit in wave]
+        able = [order for order in orders if not _lost_step(plan, order.unit, lost)]
+        for outcome in _run_or_skip(plan, orders, able, lost):
+            done += 1
+            if outcome.error:
+                lost[outcome.key] = outcome
+            on_progress(Progress(plan.card.slug, done, total, outcome.key))
+            yield outcome
+
+
+def _order(plan: _Plan, run: Run, unit: Unit) -> Order:
+    request = plan.request
+    return Order(
+        unit,
+        module_of(plan.card.slug),
+        request.budget,
+        run.folder.resolve(),
+        plan.device,
+        request.on,
+        request.model,
+    )
+
+
+def _lost_step(plan: _Plan, unit: Unit, lost: Mapping[str, Outcome]) -> Outcome | None:
+    if not unit.claim:
+        return None
+    steps = (Unit("", name, unit.seed).key for name in _needs(plan.trial, unit.claim, unit.arm))
+    return next((lost[key] for key in steps if key in lost), None)
+
+
+def _run_or_skip(
+    plan: _Plan, orders: Sequence[Order], able: Sequence[Order], lost: Mapping[str, Outcome]
+) -> Iterator[Outcome]:
+    for order in orders:
+        cause = _lost_step(plan, order.unit, lost)
+        if cause is not None:
+            yield failed(order, f"its preparation failed: {cause.error}", cause.fault, cause.trace)
+    yield from run_orders(able, engine=plan.request.engine, jobs=plan.request.jobs)
+
+
+def _raise_user_faults(failures: Sequence[Outcome]) -> None:
+    for outcome in failures:
+        if outcome.fault == "usage":
+            raise UsageError(outcome.error)
+        if outcome.fault == "not runnable":
+            raise NotRunnable(outcome.error)
+        if outcome.fault == "files":
+            raise OSError(outcome.error)
+
+
+def _verdict_of(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    failures = [o for o in outcomes.values() if o.error and _concerns(plan, claim, o)]
+    if failures:
+        reason = f"{failures[0].key} failed: {failures[0].error}"
+        return {"verdict": NOT_TESTED, "reason": reason, "arms": {}, "judgement": None}
+    table = _arm_table(claim, outcomes, plan.seeds)
+    judged = judge(claim, {arm: row["points"] for arm, row in table.items()})
+    if plan.request.budget == "smoke":
+        reason = "the smoke budget proves that the check runs and gives no verdict"
+        return {
+            "verdict": NOT_TESTED,
+            "reason": reason,
+            "arms": table,
+            "judgement": plain_judgement(judged),
+        }
+    return {
+        "verdict": judged.verdict,
+        "reason": "",
+        "arms": table,
+        "judgement": plain_judgement(judged),
+    }
+
+
+def _concerns(plan: _Plan, claim: Claim, outcome: Outcome) -> bool:
+    needed = {name for arm in claim.arms for name in _needs(plan.trial, claim.id, arm)}
+    keys = {Unit("", name, seed).key for name in needed for seed in range(plan.seeds)}
+    keys |= {Unit(claim.id, arm, seed).key for arm in claim.arms for seed in range(plan.seeds)}
+    return outcome.key in keys
+
+
+def _needs(trial: Trial, claim_id: str, arm: str) -> tuple[str, ...]:
+    return trial.needs.get(f"{claim_id}/{arm}", trial.needs.get(claim_id, ()))
+
+
+def _record(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome], wall: float) -> Record:
+    concerned = [o for o in outcomes.values() if _concerns(plan, claim, o)]
+    return {
+        "format": FORMAT,
+        "slug": plan.card.slug,
+        "claim": claim.id,
+        "budget": plan.request.budget,
+        "seeds": list(range(plan.seeds)),
+        **_verdict_of(plan, claim, outcomes),
+        "unit_seconds": round(sum(o.seconds for o in concerned), 3),
+        "run_seconds": round(wall, 3),
+        "peak_megabytes": round(max((o.peak_bytes for o in concerned), default=0) / 1e6, 1),
+        "device": plan.device,
+        "engine": plan.request.engine,
+        "machine": describe_machine(),
+        "versions": library_versions(),
+        "commit": source_commit(),
+        "fingerprint": fingerprint(plan.card, claim),
+        "on": describe_on(plan.request.on) if plan.request.on else None,
+        "model": plan.request.model and Path(plan.request.model).name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def run_check(
+    request: Request, *, on_progress: Callable[[Progress], None] = lambda _: None
+) -> Checked:
+    """Run one method's check and return its records.
+
+    Parameters
+    ----------
+    request : Request
+    on_progress : callable
+        Called in this process whenever a unit has finished.
+
+    Raises
+    ------
+    UsageError
+        If the request, or the user's own material, is not what it must be.
+    NotRunnable
+        If this machine lacks a package, a data pack or a GPU.
+    OSError
+        If the run folder cannot be written.
+    """
+    began = time.monotonic()
+    plan = _plan(request)
+    identity = _identity(plan.card, plan.claims, request, plan.seeds)
+    run = open_run(request.out, plan.card.slug, identity, resume=request.resume)
+    outcomes = {o.key: o for o in _run_units(plan, run, on_progress)}
+    failures = tuple(o for o in outcomes.values() if o.error)
+    _raise_user_faults(failures)
+    wall = time.monotonic() - began
+    records = []
+    for claim in plan.claims:
+        record = sealed(_record(plan, claim, outcomes, wall))
+        for path in (run.folder / "records.jsonl", *request.record_to):
+            append_record(path, record)
+        records.append(record)
+    if not failures:
+        run.finish()
+    return Checked(tuple(records), run.folder, failures, _keep(plan, run))
+
+
+def _keep(plan: _Plan, run: Run) -> str:
+    request = plan.request
+    if plan.trial.keep is None or request.budget == "smoke":
+        return ""
+    if request.on is None and request.model is None:
+        return ""
+    context = Context(
+        budget=replace(plan.trial.budgets[request.budget], seeds=plan.seeds),
+        seed=0,
+        device=plan.device,
+        on=request.on,
+        model=request.model,
+        prepared_root=run.folder / "prepared",
+    )
+    target = run.folder / "kept"
+    target.mkdir(exist_ok=True)
+    return plan.trial.keep(context, target)

@@ -1,0 +1,125 @@
+"""Run units in worker processes through joblib: loky here, Ray's backend on a cluster.
+
+The engine knows nothing of claims. It hands out orders, yields outcomes as they come, and when a
+worker dies it starts a new pool for the rest; a unit whose worker died twice is given up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from trialrun.claims.machine import usable_cores
+from trialrun.claims.units import Order, Outcome, failed, read_outcome, run_unit
+from trialrun.core.errors import UsageError
+from trialrun.core.extras import need
+
+ENGINES = ("local", "ray")
+_TRIES = 2
+
+
+@contextmanager
+def _backend(engine: str, jobs: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        if engine == "local":
+            stack.enter_context(
+                parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1)
+            )
+        elif engine == "ray":
+            ray = need("ray", extra="cluster")
+            if not ray.is_initialized():
+                # Joins the cluster named by RAY_ADDRESS; without one, starts a local one.
+                ray.init(log_to_driver=False, configure_logging=False)
+                stack.callback(ray.shutdown)
+            need("ray.util.joblib", extra="cluster").register_ray()
+            stack.enter_context(parallel_config(backend="ray", n_jobs=jobs))
+        else:
+            raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        yield
+
+
+def default_jobs(engine: str) -> int:
+    """Return how many workers to use when the user names no number."""
+    if engine != "ray":
+        return usable_cores()
+    ray = need("ray", extra="cluster")
+    if not ray.is_initialized():
+        return -1
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def stop_workers() -> None:
+    """End this process's loky workers at once, with whatever they are doing."""
+    get_reusable_executor().shutdown(wait=False, kill_workers=True)
+
+
+def _one_round(orders: Sequence[Order], engine: str, jobs: int) -> Iterator[Outcome]:
+    with _backend(engine, jobs):
+        # One unit at a time: units are long and uneven, and a lost batch would lose them all.
+        pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+        yield from pool(delayed(run_unit)(order) for order in orders)
+
+
+def _blamed(orders: Sequence[Order]) -> dict[str, str]:
+    """Return the keys of units that had begun and did not finish, with what their worker left."""
+    found = {}
+    for order in orders:
+        left = read_outcome(order.started_path.with_suffix(".failed"))
+        if left is not None or order.started_path.exists():
+            found[order.unit.key] = left.error if left else ""
+    return found
+
+
+def run_orders(
+    orders: Sequence[Order], *, engine: str = "local", jobs: int | None = None
+) -> Iterator[Outcome]:
+    """Run every order and yield its outcome, in the order in which they finish.
+
+    Parameters
+    ----------
+    orders : sequence of Order
+    engine : {"local", "ray"}
+    jobs : int or None
+        Number of worker processes; None takes one per usable core (local) or per CPU of the
+        cluster (ray).
+
+    Raises
+    ------
+    UsageError
+        If the engine is unknown or ``jobs`` is below 1.
+    MissingExtra
+        If the engine is ``ray`` and Ray is not installed.
+    """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    workers = jobs or default_jobs(engine)
+    waiting = {o.unit.key: replace(o, parent=os.getpid()) for o in orders}
+    tries: dict[str, int] = {}
+    while waiting:
+        try:
+            for outcome in _one_round(list(waiting.values()), engine, workers):
+                del waiting[outcome.key]
+                yield outcome
+        except BrokenProcessPool:
+            yield from _after_a_death(waiting, tries)
+
+
+def _after_a_death(waiting: dict[str, Order], tries: dict[str, int]) -> Iterator[Outcome]:
+    for key, reason in _blamed(list(waiting.values())).items():
+        order = waiting[key]
+        tries[key] = tries.get(key, 0) + 1
+        if reason or tries[key] >= _TRIES:
+            words = reason or (
+                "its worker process was ended from outside, most often for want of memory: "
+                "use --jobs 1 or a smaller budget"
+            )
+            order.started_path.unlink(missing_ok=True)
+            order.started_path.with_suffix(".failed").unlink(missing_ok=True)
+            del waiting[key]
+            yield failed(order, words, "limit")
