@@ -31,9 +31,10 @@ def rate_of_holds(kind, noise, *, effect=0.0, margin=0.0, runs=3000):
         ours, other = draw(generator, SEEDS) + effect, draw(generator, SEEDS)
         if kind == "ratio":
             ours, other = np.exp(ours / 10), np.exp(other / 10)
-        held += judge.apply_rule(
-            rule(kind, margin=margin), {"v": ours}, {"v": other}
-        ).word == judge.HOLDS
+        held += (
+            judge.apply_rule(rule(kind, margin=margin), {"v": ours}, {"v": other}).word
+            == judge.HOLDS
+        )
     return held / runs
 
 
