@@ -1,0 +1,1 @@
+"""Torch parts that two or more families share."""
