@@ -186,7 +186,8 @@ def _plan(request: Request) -> _Plan:
 
 
 def _run_units(plan: _Plan, run: Run, on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
-    total, done, lost = len(plan.first) + len(plan.arms), 0, {}
+    total, done = len(plan.first) + len(plan.arms), 0
+    lost: dict[str, Outcome] = {}
     on_progress(Progress(plan.card.slug, 0, total, ""))
     for wave in (plan.first, plan.arms):
         orders = [_order(plan, run, unit) for unit in wave]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -17,11 +18,12 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from trialrun.claims.machine import usable_cores
 from trialrun.claims.units import Order, Outcome, failed, read_outcome, run_unit
-from trialrun.core.errors import UsageError
+from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.core.extras import need
 
 ENGINES = ("local", "ray")
 _TRIES = 2
+_POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -60,10 +62,42 @@ def stop_workers() -> None:
 
 
 def _one_round(orders: Sequence[Order], engine: str, jobs: int) -> Iterator[Outcome]:
+    # One unit at a time: units are long and uneven, and a lost batch would lose them all.
+    if engine == "ray":
+        yield from _watched(orders, jobs)
+        return
     with _backend(engine, jobs):
-        # One unit at a time: units are long and uneven, and a lost batch would lose them all.
         pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         yield from pool(delayed(run_unit)(order) for order in orders)
+
+
+def _whole_round(orders: Sequence[Order], engine: str, jobs: int) -> list[Outcome]:
+    with _backend(engine, jobs):
+        pool = Parallel(batch_size=1, pre_dispatch="all")
+        return pool(delayed(run_unit)(order) for order in orders)
+
+
+def _watched(orders: Sequence[Order], jobs: int) -> Iterator[Outcome]:
+    # Ray's backend returns everything at the end; finished units show in the run folder before.
+    unseen = {order.unit.key: order for order in orders}
+    with ThreadPoolExecutor(1) as thread:
+        whole = thread.submit(_whole_round, orders, "ray", jobs)
+        while not wait([whole], timeout=_POLL_SECONDS).done:
+            for key, order in list(unseen.items()):
+                outcome = read_outcome(order.result_path)
+                if outcome is not None:
+                    del unseen[key]
+                    yield outcome
+        for outcome in whole.result():
+            if outcome.key in unseen:
+                yield outcome
+
+
+def _deaths(engine: str) -> tuple[type[BaseException], ...]:
+    """Return the errors by which a backend says that a worker process has died."""
+    if engine != "ray":
+        return (BrokenProcessPool,)
+    return (need("ray.exceptions", extra="cluster").RayError,)
 
 
 def _blamed(orders: Sequence[Order]) -> dict[str, str]:
@@ -102,24 +136,33 @@ def run_orders(
     waiting = {o.unit.key: replace(o, parent=os.getpid()) for o in orders}
     tries: dict[str, int] = {}
     while waiting:
+        before = len(waiting)
         try:
             for outcome in _one_round(list(waiting.values()), engine, workers):
                 del waiting[outcome.key]
                 yield outcome
-        except BrokenProcessPool:
-            yield from _after_a_death(waiting, tries)
+        except _deaths(engine) as error:
+            blamed = _blamed(list(waiting.values()))
+            if not blamed and len(waiting) == before:
+                raise NotRunnable(
+                    f"the {engine} workers died before they began a unit ({error}): "
+                    "try --jobs 1, or look at the cluster's own logs"
+                ) from error
+            yield from _after_a_death(waiting, tries, blamed)
 
 
-def _after_a_death(waiting: dict[str, Order], tries: dict[str, int]) -> Iterator[Outcome]:
-    for key, reason in _blamed(list(waiting.values())).items():
+def _after_a_death(
+    waiting: dict[str, Order], tries: dict[str, int], blamed: dict[str, str]
+) -> Iterator[Outcome]:
+    for key, reason in blamed.items():
         order = waiting[key]
         tries[key] = tries.get(key, 0) + 1
+        order.started_path.unlink(missing_ok=True)
+        order.started_path.with_suffix(".failed").unlink(missing_ok=True)
         if reason or tries[key] >= _TRIES:
+            del waiting[key]
             words = reason or (
                 "its worker process was ended from outside, most often for want of memory: "
                 "use --jobs 1 or a smaller budget"
             )
-            order.started_path.unlink(missing_ok=True)
-            order.started_path.with_suffix(".failed").unlink(missing_ok=True)
-            del waiting[key]
             yield failed(order, words, "limit")
