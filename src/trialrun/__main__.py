@@ -1,0 +1,5 @@
+"""Run the command line with ``python -m trialrun``."""
+
+from trialrun.cli import main
+
+main()

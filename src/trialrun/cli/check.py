@@ -1,0 +1,269 @@
+"""``trialrun check``: put methods on trial."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from trialrun.catalogue import Card, find_card, slugs
+from trialrun.claims.check import Checked, Progress, Request, run_check
+from trialrun.claims.engine import stop_workers
+from trialrun.claims.judge import (
+    BROKEN_CHECK,
+    DIRECTION_ONLY,
+    DOES_NOT_HOLD,
+    HOLDS,
+    NOT_RESOLVED,
+    NOT_TESTED,
+)
+from trialrun.cli._on import resolve_model, resolve_on
+from trialrun.core.errors import MissingExtra, NotRunnable, TrialrunError, UsageError
+from trialrun.material.packs import require_pack
+from trialrun.report.plots import plot_claim
+from trialrun.report.table import claim_lines
+
+EXIT = {
+    HOLDS: 0,
+    DOES_NOT_HOLD: 1,
+    NOT_RESOLVED: 3,
+    DIRECTION_ONLY: 3,
+    BROKEN_CHECK: 4,
+    NOT_TESTED: 5,
+}
+_WORST_FIRST = (2, 4, 5, 1, 3, 0)
+
+
+@contextmanager
+def _progress_bars(quiet: bool) -> Iterator:
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        Remaining(),
+        TextColumn("[dim]{task.fields[last]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict = {}
+
+        def show(progress) -> None:
+            if progress.slug not in tasks:
+                tasks[progress.slug] = bars.add_task(progress.slug, last="")
+            bars.update(
+                tasks[progress.slug],
+                completed=progress.done,
+                total=progress.total,
+                last=progress.last,
+            )
+
+        yield show
+
+
+def _source_records(slug: str) -> Path:
+    path = Path(__file__).parents[1] / "dossiers" / slug / "records.jsonl"
+    if not (Path(__file__).parents[3] / "pyproject.toml").is_file():
+        raise UsageError("--record needs a source checkout installed with pip install -e")
+    return path
+
+
+def _worst(codes: list[int]) -> int:
+    return next(code for code in _WORST_FIRST if code in (codes or [0]))
+
+
+def _plots(card: Card, checked: Checked) -> str:
+    paths = []
+    try:
+        for record in checked.records:
+            if record["arms"]:
+                path = checked.folder / f"{record['claim']}.svg"
+                plot_claim(card, card.claim(record["claim"]), record, path)
+                paths.append(path.name)
+    except MissingExtra as error:
+        return f"no plots: {error}"
+    return f"plots: {', '.join(paths)} in {checked.folder}" if paths else ""
+
+
+def _print_checked(card: Card, checked: Checked, lang: str, debug: bool) -> None:
+    for record in checked.records:
+        print()
+        print("\n".join(claim_lines(card, card.claim(record["claim"]), record, lang=lang)))
+    for outcome in checked.failures[:3] if debug else ():
+        print(outcome.trace, file=sys.stderr)
+    if checked.keep:
+        print(f"\nThe fitted method is kept in {checked.folder / 'kept'}. To load it:\n")
+        print(checked.keep)
+    line = _plots(card, checked)
+    print(f"\nrun folder: {checked.folder}", *([line] if line else []), sep="\n", file=sys.stderr)
+
+
+def _code_of(record: dict) -> int:
+    smoked = record["budget"] == "smoke" and record["judgement"] is not None
+    return 0 if smoked else EXIT[record["verdict"]]
+
+
+def _interrupted(request: Request, done: int, total: int) -> int:
+    stop_workers()
+    again = f"trialrun check {request.slug} --budget {request.budget} --resume"
+    print(
+        f"trialrun: interrupted: {done} of {total} units are done and kept; go on with: {again} "
+        "(and the options you gave)",
+        file=sys.stderr,
+    )
+    return 130
+
+
+def _chosen(named: tuple[str, ...], everything: bool) -> list[Card]:
+    if everything == bool(named):
+        raise UsageError("name the methods to check, or give --all: trialrun list shows them")
+    found = [find_card(slug) for slug in (slugs() if everything else named)]
+    return [card for card in found if not (everything and card.draft)]
+
+
+def check(
+    *methods: str,
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    claim: tuple[str, ...] = (),
+    budget: Literal["smoke", "quick", "full", "gpu", "paper"] = "quick",
+    seeds: int | None = None,
+    on: str | None = None,
+    target: str | None = None,
+    domain: str | None = None,
+    metadata: str | None = None,
+    task: str | None = None,
+    as_: Annotated[str | None, Parameter(name="--as")] = None,
+    model: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    jobs: int | None = None,
+    resume: bool = False,
+    out: Path = Path("trialrun-runs"),
+    record: bool = False,
+    lang: Literal["en", "zh"] = "en",
+    json: bool = False,
+) -> int:
+    """Put methods on trial and print each claim's table.
+
+    Exit codes: 0 holds, 1 does not hold, 2 usage, 3 not resolved or direction only, 4 broken
+    check, 5 not runnable here. Of several claims the gravest counts: 2, 4, 5, 1, 3, 0.
+
+    Parameters
+    ----------
+    methods
+        Slugs from ``trialrun list``.
+    all_
+        Check every method.
+    claim
+        Only these claims; may be repeated.
+    budget
+        How much to spend: smoke proves that it runs, quick takes under a minute, full minutes.
+    seeds
+        Number of seeds in place of the budget's own.
+    on
+        Your own material: a file that the card accepts.
+    target
+        Column to predict, for a table.
+    domain
+        Column that names the domain of each row, for a table.
+    metadata
+        Table with one row per domain, for a table.
+    task
+        ``classification`` or ``regression``, for a table whose target leaves it open.
+    as_
+        How to read a file of symbols: ``bits``, ``bytes`` or ``symbols``.
+    model
+        A model folder, a hub id (this turns the network on) or a pulled pack.
+    engine
+        Where units run: this machine, or a Ray cluster.
+    jobs
+        Number of worker processes.
+    resume
+        Finish the latest interrupted run of the same check.
+    out
+        Folder for runs.
+    record
+        Append to the dossier's own records (source checkout).
+    lang
+        Language of the tables.
+    json
+        Print the records as JSON and nothing else.
+    """
+    cards = _chosen(methods, all_)
+    options = {
+        "target": target,
+        "domain": domain,
+        "metadata": metadata,
+        "task": task,
+        "as": as_,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if (on or model) and len(cards) != 1:
+        raise UsageError("--on and --model go with exactly one method")
+    if given and on is None:
+        raise UsageError(f"--{next(iter(given))} goes with --on")
+    if record and (on or model or seeds or claim):
+        raise UsageError("--record keeps whole runs on shipped material: leave out other options")
+    chosen_model = resolve_model(model)
+    if chosen_model is not None and not Path(chosen_model).is_dir():
+        os.environ["HF_HUB_OFFLINE"] = "0"
+    codes, written = [], []
+    for card in cards:
+        request = Request(
+            slug=card.slug,
+            budget=budget,
+            claims=claim,
+            seeds=seeds,
+            on=resolve_on(card, on, given) if on else None,
+            model=chosen_model,
+            engine=engine,
+            jobs=jobs,
+            resume=resume,
+            out=out,
+            record_to=(_source_records(card.slug),) if record else (),
+        )
+        code, records = _check_one(card, request, lang=lang, json=json)
+        codes.append(code)
+        written += records
+        if code == 130:
+            return code
+    if json:
+        print(json_module.dumps(written, ensure_ascii=False, indent=2))
+    return _worst(codes)
+
+
+def _check_one(card: Card, request: Request, *, lang: str, json: bool) -> tuple[int, list[dict]]:
+    state = {"done": 0, "total": 0}
+    try:
+        for pack in card.packs:
+            require_pack(pack)
+        with _progress_bars(quiet=json) as show:
+
+            def advance(progress: Progress) -> None:
+                state.update(done=progress.done, total=progress.total)
+                show(progress)
+
+            checked = run_check(request, on_progress=advance)
+    except KeyboardInterrupt:
+        return _interrupted(request, state["done"], state["total"]), []
+    except NotRunnable as error:
+        print(f"trialrun: {card.slug} cannot run here: {error}", file=sys.stderr)
+        return error.exit_code, []
+    except TrialrunError:
+        stop_workers()
+        raise
+    if not json:
+        _print_checked(card, checked, lang, debug="--debug" in sys.argv)
+    return _worst([_code_of(r) for r in checked.records]), list(checked.records)
