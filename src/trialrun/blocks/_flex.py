@@ -30,7 +30,7 @@ def _mask(rows: int, keys: int, nearest: int, window: int | None, device: str) -
     """Query i at key position p = keys - rows + i sees p - nearest - window < j <= p - nearest."""
     offset = keys - rows - nearest
 
-    def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def seen(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         last = i + offset
         inside = j <= last
         return inside if window is None else inside & (j > last - window)
@@ -54,6 +54,8 @@ def flex(
             f"backend 'flex' has no gradient on {q.device.type}: choose backend 'sdpa' or 'eager', "
             f"or call it under torch.no_grad()"
         )
+    if not wants:
+        q, k, v = q.detach(), k.detach(), v.detach()
     mask = _mask(q.shape[2], k.shape[2], nearest, window, str(q.device))
     call = _compiled() if q.device.type == "cuda" else flex_attention
     out, aux = call(

@@ -150,9 +150,7 @@ def run_tiles(
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, plan: Plan, pairs: int, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, plan: Plan, pairs: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         flat = tuple(x.reshape(-1, *x.shape[2:]) for x in tensors)
         queries, keys, v = flat[:pairs], flat[pairs:-1], flat[-1]
         kind = torch.float64 if v.dtype == torch.float64 else torch.float32

@@ -8,6 +8,8 @@ interleaved one (the paper's).
 
 from __future__ import annotations
 
+from typing import Any
+
 from trialrun.core.extras import need
 
 need("torch", extra="attention")
@@ -63,8 +65,8 @@ class Rotary(nn.Module):
         self.dim = dim
         self.base = base
         self.interleaved = interleaved
-        powers = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-        self.register_buffer("inverse", 1.0 / (base**powers), persistent=False)
+        powers = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        self.register_buffer("inverse", base**-powers, persistent=False)
 
     @classmethod
     def from_frequencies(
@@ -92,6 +94,13 @@ class Rotary(nn.Module):
         rotary.base = float("nan")
         rotary.inverse = frequencies.detach().clone()
         return rotary
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
+        # `module.half()` must not round the table: angles at position 10**5 would be lost.
+        table = self.inverse
+        super()._apply(fn, recurse)
+        self.inverse = table.to(self.inverse.device)
+        return self
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
