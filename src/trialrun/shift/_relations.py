@@ -102,7 +102,8 @@ class Relation(BaseEstimator):
         check_range("relation width", self.width, low=1)
 
 
-def _log_kernel(a: Array, b: Array, kernel: str, sharpness: float) -> Array:
+def log_kernel(a: Array, b: Array, kernel: str, sharpness: float) -> Array:
+    """Return the logarithm of the kernel between rows of ``a`` and rows of ``b``."""
     if kernel == "distance":
         return -0.5 * sharpness * ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
     lengths = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b)]
@@ -155,7 +156,7 @@ def relation_matrix(
     if kernel not in KERNELS:
         raise UsageError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     check_range("sharpness", sharpness, low=0)
-    return np.exp(_log_kernel(a, b, kernel, sharpness))
+    return np.exp(log_kernel(a, b, kernel, sharpness))
 
 
 class LearnedRelation(nn.Module):

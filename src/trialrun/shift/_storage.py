@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from trialrun.core.errors import UsageError
-from trialrun.shift._estimator import Scale, make_encoder
+from trialrun.shift._atlas import Atlas, Places, Scale
+from trialrun.shift._estimator import make_encoder
 from trialrun.shift._heads import RelationWeightedHeads
 from trialrun.shift._relations import LearnedRelation, Relation
 from trialrun.shift._training import Training
@@ -52,7 +53,7 @@ def save_estimator(estimator: Any, folder: str | Path) -> None:
         "format": FORMAT,
         "class": type(estimator).__name__,
         "settings": _settings(estimator),
-        "relation": estimator.relation_.get_params(),
+        "relation": estimator.atlas_.relation.get_params(),
         "labels": {
             name: _write_labels(name, getattr(estimator, name))
             for name in _LABELS
@@ -67,9 +68,10 @@ def save_estimator(estimator: Any, folder: str | Path) -> None:
         learned = estimator.relation_network_.state_dict()
         tensors.update({f"relation.{k}": v for k, v in learned.items()})
     arrays = {"x_mean": estimator.x_scale_.mean, "x_spread": estimator.x_scale_.spread}
-    for name in ("metadata_", "adjacency_"):
-        if getattr(estimator, name) is not None:
-            arrays[name] = getattr(estimator, name)
+    if estimator.atlas_.places is not None:
+        arrays["metadata"] = estimator.atlas_.places.rows
+    if estimator.atlas_.adjacency is not None:
+        arrays["adjacency"] = estimator.atlas_.adjacency
     tensors.update({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()})
     text = json.dumps(config, indent=1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,12 +119,8 @@ def load_estimator(cls: Any, folder: str | Path, encoder: nn.Module | None) -> A
         setattr(estimator, name, np.array(saved["values"], dtype=saved["dtype"]))
     for name, value in config["plain"].items():
         setattr(estimator, name, value)
-    estimator.relation_ = Relation(**config["relation"])
     estimator.x_scale_ = Scale(tensors["x_mean"].numpy(), tensors["x_spread"].numpy())
-    for name in ("metadata_", "adjacency_"):
-        setattr(estimator, name, tensors[name].numpy() if name in tensors else None)
-    metadata = estimator.metadata_
-    estimator.metadata_scale_ = None if metadata is None else Scale.of(metadata)
+    estimator.atlas_ = _read_atlas(estimator.domains_, config, tensors)
     estimator.network_ = RelationWeightedHeads(
         make_encoder(settings["encoder"], estimator.n_features_in_, 0),
         len(estimator.domains_),
@@ -131,15 +129,17 @@ def load_estimator(cls: Any, folder: str | Path, encoder: nn.Module | None) -> A
         rank=estimator.rank,
     )
     estimator.network_.load_state_dict(_part(tensors, "network."))
-    estimator.relation_network_ = None
-    learned = _part(tensors, "relation.")
-    if learned:
-        relation = estimator.relation_
-        estimator.relation_network_ = LearnedRelation(
-            metadata.shape[1], heads=relation.heads, width=relation.width
-        )
-        estimator.relation_network_.load_state_dict(learned)
-    for part in (estimator.network_, estimator.relation_network_):
-        if part is not None:
-            part.eval().requires_grad_(False)
+    estimator.network_.eval().requires_grad_(False)
     return estimator
+
+
+def _read_atlas(labels: NDArray, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Atlas:
+    relation, network = Relation(**config["relation"]), None
+    adjacency = tensors["adjacency"].numpy() if "adjacency" in tensors else None
+    places = Places.of(tensors["metadata"].numpy()) if "metadata" in tensors else None
+    learned = _part(tensors, "relation.")
+    if learned and places is not None:
+        network = LearnedRelation(places.rows.shape[1], heads=relation.heads, width=relation.width)
+        network.load_state_dict(learned)
+        network.eval().requires_grad_(False)
+    return Atlas(labels, relation, places, adjacency, network)
