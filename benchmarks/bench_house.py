@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 from _bench import emit, figure
-
 from trialrun.claims.engine import run_orders
 from trialrun.claims.units import Order, Unit
 
