@@ -1,0 +1,1 @@
+"""What was measured, shown: text tables, plots and one self-contained page."""
