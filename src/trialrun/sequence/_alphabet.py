@@ -108,6 +108,7 @@ class ExactPredictor:
         self.symbols = whole("symbols", symbols, low=2)
         self.alpha = positive("alpha", alpha)
         self._begun = False
+        self._mixed: np.ndarray | None = None
 
     def predict(self, x: Any) -> Any:
         """Give the probability of every symbol at every time from the symbols before it.
@@ -192,7 +193,7 @@ class ExactPredictor:
     def reset(self) -> None:
         """Forget the stream and start a new one."""
         self._begin()
-        self._mixed: np.ndarray | None = None
+        self._mixed = None
         self._begun = True
 
     def settings(self) -> dict[str, Any]:

@@ -164,23 +164,20 @@ class SNAIL(nn.Module):
 
     def __init__(self, width: int, layers: int, features: int, reach: int) -> None:
         super().__init__()
-        rounds, wide = [], width
+        self.dilated, self.looks = nn.ModuleList(), nn.ModuleList()
+        wide = width
         for _ in range(layers):
-            convolutions = nn.ModuleList()
+            convolutions = []
             for power in range(max(1, (reach - 1).bit_length())):
                 convolutions.append(_Dilated(wide, features, 2**power))
                 wide += features
-            look = _Look(wide, features, features)
+            self.dilated.append(nn.Sequential(*convolutions))
+            self.looks.append(_Look(wide, features, features))
             wide += features
-            rounds.append(nn.ModuleList([convolutions, look]))
-        self.rounds = nn.ModuleList(rounds)
         self.out = nn.Linear(wide, width)
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         """Run all rounds."""
-        for convolutions, look in self.rounds:  # type: ignore[misc]
-            x = x.mT
-            for convolution in convolutions:
-                x = convolution(x)
-            x = look(x.mT)
+        for dilated, look in zip(self.dilated, self.looks, strict=True):
+            x = look(dilated(x.mT).mT)
         return self.out(x)

@@ -108,6 +108,11 @@ class MetaPredictor:
         """Return where the weights lie."""
         return self.net.embed.weight.device
 
+    def to(self, device: str) -> MetaPredictor:
+        """Move the weights to a device; inputs may lie anywhere."""
+        self.net.to(device)
+        return self
+
     @torch.no_grad()
     def log_predict(self, x: Any) -> Any:
         """Give the log-probability of every symbol at every time; see `predict`."""

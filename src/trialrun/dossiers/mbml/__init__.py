@@ -1,0 +1,1 @@
+"""Memory-based meta-learning on non-stationary sources: card, notes, specimen and claims."""
