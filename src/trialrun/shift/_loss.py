@@ -110,8 +110,8 @@ class D3GLoss(nn.Module):
     def forward(
         self,
         outputs: Float[Tensor, "batch domains outputs"],
-        y: Shaped[Tensor, batch * outputs],
-        domains: Int[Tensor, batch],
+        y: Shaped[Tensor, "batch ..."],
+        domains: Int[Tensor, " batch"],
         relations: Float[Tensor, "domains domains"],
     ) -> Float[Tensor, ""]:
         """Return the loss of a batch.
@@ -135,13 +135,13 @@ class D3GLoss(nn.Module):
         """Return both terms apart; see `forward`."""
         y = self._checked_labels(outputs, y, domains, relations)
         pick = domains.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
-        prediction = _loss_per_example(outputs.gather(1, pick).squeeze(1), y).mean()
+        prediction = loss_per_example(outputs.gather(1, pick).squeeze(1), y).mean()
         if self.lam == 0 or outputs.shape[1] == 1:
             return LossTerms(prediction, prediction.new_zeros(()))
         itself = torch.eye(len(relations), dtype=torch.bool, device=relations.device)
         others = relations.to(outputs.dtype).masked_fill(itself, 0)
         rows = normalise_relations(others)[domains]
-        losses = _loss_per_example(combine_heads(outputs, rows, combine=self.combine), y)
+        losses = loss_per_example(combine_heads(outputs, rows, combine=self.combine), y)
         related = rows.detach().sum(dim=1) > 0
         consistency = torch.where(related, losses, 0).sum() / related.sum().clamp_min(1)
         return LossTerms(prediction, consistency)
@@ -183,7 +183,8 @@ class D3GLoss(nn.Module):
         return y
 
 
-def _loss_per_example(outputs: Tensor, y: Tensor) -> Tensor:
+def loss_per_example(outputs: Tensor, y: Tensor) -> Tensor:
+    """Return cross-entropy in nats for class numbers, mean squared error for floats."""
     if y.is_floating_point():
         return (outputs - y).square().mean(dim=1)
     return nn.functional.cross_entropy(outputs, y.long(), reduction="none")
