@@ -16,7 +16,7 @@ from trialrun.report.words import QUANTITY_WORDS, better_words
 
 INK, MUTED, GRID, CARD = "#1b1f24", "#6b7280", "#d8dce2", "#ffffff"
 OURS, CONTROL, RIVAL, BASELINE = "#0072b2", "#d55e00", "#00856a", "#4d4d4d"
-_SHOWN = ("#8a63a8", "#9a6f00", "#3b8ea5", "#b0527a", "#7a7a00")
+SHOWN = ("#8a63a8", "#9a6f00", "#3b8ea5", "#b0527a", "#7a7a00")
 _MARKERS = ("v", "P", "X", "<", ">", "p", "h")
 _WIDTH, _ROW = 6.6, 0.36
 
@@ -61,7 +61,7 @@ def _style(claim: Claim, arms: Sequence[ArmFacts]) -> dict[str, dict[str, Any]]:
         if arm.name in fixed:
             colour, marker = fixed[arm.name]
         else:
-            colour, marker = _SHOWN[spare % len(_SHOWN)], _MARKERS[spare % len(_MARKERS)]
+            colour, marker = SHOWN[spare % len(SHOWN)], _MARKERS[spare % len(_MARKERS)]
             spare += 1
         hollow = arm.name == claim.control
         styles[arm.name] = {
@@ -84,7 +84,7 @@ def _axis_words(rule: Rule) -> str:
     return "\n".join(textwrap.wrap(words, 84))
 
 
-def _wide(values: Iterable[float]) -> bool:
+def _wide(values: Iterable[float | None]) -> bool:
     known = [v for v in values if v is not None]
     return bool(known) and min(known) > 0 and max(known) / min(known) > 30
 

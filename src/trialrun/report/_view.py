@@ -71,6 +71,8 @@ class ClaimView:
     key: str
     figure: Text
     better: Text
+    rule: Text
+    command: str
     records: list[RecordView]
     own: list[RecordView]
 
@@ -222,7 +224,16 @@ def _claim(card: Card, entry: ClaimEntry, *, plots: bool) -> ClaimView:
         _record(card, claim, shown, key=f"{key}-own-{place}", plot=plots)
         for place, shown in enumerate(entry.own)
     ]
-    return ClaimView(claim, key, figure_words(claim), better_words(claim.rule), records, own)
+    return ClaimView(
+        claim=claim,
+        key=key,
+        figure=figure_words(claim),
+        better=better_words(claim.rule),
+        rule=rule_words(claim),
+        command=command_of(card, claim),
+        records=records,
+        own=own,
+    )
 
 
 def paper_link(identity: str) -> str:
@@ -259,6 +270,8 @@ def page_view(entries: Entries, *, plots_missing: str) -> PageView:
     methods = [_method(entry, plots=not plots_missing) for entry in entries.methods]
     records = [r.shown.record for m in methods for c in m.claims for r in (*c.records, *c.own)]
     used = {r.shown.record["budget"] for m in methods for c in m.claims for r in c.records}
+    if len(used) > 1:
+        used.discard("smoke")  # gives no verdict, so it has no column beside those that do
     budgets = [b for b in BUDGETS if b in used] + sorted(used - set(BUDGETS))
     newest = max((str(record["finished"]) for record in records), default="")
     return PageView(methods, entries.problems, budgets, plots_missing, newest)

@@ -30,6 +30,7 @@ _PAGE_COLOURS = {
     _draw.CONTROL: "--plot-control",
     _draw.RIVAL: "--plot-rival",
     _draw.BASELINE: "--plot-baseline",
+    **{colour: f"--plot-shown-{place}" for place, colour in enumerate(_draw.SHOWN, start=1)},
 }
 
 

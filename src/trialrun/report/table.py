@@ -150,7 +150,7 @@ def _estimates(claim: Claim, facts: Facts, lang: str) -> list[str]:
     return grid(rows, cells=COLUMNS, gives_way=1)
 
 
-def _arm_lines(claim: Claim, facts: Facts, lang: str) -> list[str]:
+def _arm_lines(facts: Facts, lang: str) -> list[str]:
     if not facts.arms:
         return []
     if facts.points == (VALUE,):
@@ -260,7 +260,7 @@ def claim_lines(
 
 
 def _measured(claim: Claim, record: Mapping[str, Any], facts: Facts, lang: str) -> list[str]:
-    lines = [*_estimates(claim, facts, lang), *_arm_lines(claim, facts, lang)]
+    lines = [*_estimates(claim, facts, lang), *_arm_lines(facts, lang)]
     if facts.rival is not None:
         lines += _line("rival", rival_words(claim, facts.rival, lang=lang), lang)
     lines += _verdict(record, facts, lang)
