@@ -102,7 +102,7 @@ TRIAL = Trial(
     budgets={
         "smoke": Settings(seeds=2),
         "quick": Settings(seeds=4),
-        "slow": Settings(seeds=4, pause=0.4),
+        "full": Settings(seeds=4, pause=0.4),
         "tight": Settings(seeds=1, unit_seconds=0.5, unit_megabytes=120),
     },
     arms={

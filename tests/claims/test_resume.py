@@ -15,16 +15,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
-from trialrun.claims import check, fingerprint
-from tests.claims.conftest import card as card_fixture, claim as claim_fixture
-make_claim, make_card = (f.__wrapped__ if hasattr(f, "__wrapped__") else f._get_wrapped_function()
-                         for f in (claim_fixture, card_fixture))
-card = make_card(make_claim())
-check.find_card = lambda slug: card
-check.module_of = lambda slug: "tests.claims.fake_trial"
-fingerprint._closure = lambda start: ()
-check.run_check(check.Request(slug="fake", claims=("better",), budget="slow", jobs=2,
-                              out=Path(sys.argv[1]), resume="--resume" in sys.argv))
+import pytest
+from tests.claims.fakes import shelve
+from trialrun.claims import check
+with pytest.MonkeyPatch.context() as patch:
+    shelve(patch)
+    check.run_check(check.Request(slug="fake", claims=("better",), budget="full", jobs=2,
+                                  out=Path(sys.argv[1]), resume="--resume" in sys.argv))
 """
 
 

@@ -88,6 +88,8 @@ def _budget_of(trial: Trial, request: Request) -> str:
         raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
     if request.seeds is not None and request.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {request.seeds}")
+    if request.jobs is not None and request.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {request.jobs}")
     return request.budget
 
 

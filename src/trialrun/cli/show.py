@@ -16,7 +16,7 @@ _WORDS = {
 
 
 def _verdict_lines(card: Card, lang: str) -> tuple[list[str], list[str]]:
-    from trialrun.report.table import verdict_word
+    from trialrun.report.table import verdict_words
 
     with as_file(files("trialrun") / "dossiers" / card.slug / "records.jsonl") as path:
         records, problems = read_records(path)
@@ -27,7 +27,7 @@ def _verdict_lines(card: Card, lang: str) -> tuple[list[str], list[str]]:
             record = newest(records, claim, slug=card.slug, budget=budget)
             if record is not None:
                 stale = f" ({_WORDS[lang][4]})" if is_stale(record) else ""
-                word = verdict_word(record["verdict"], lang)
+                word = verdict_words(record["verdict"], lang=lang)
                 lines.append(f"    {budget:<6} {word}{stale}  {record['finished'][:10]}")
             elif budget != "gpu":
                 lines.append(f"    {budget:<6} {_WORDS[lang][3]}")

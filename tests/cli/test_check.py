@@ -1,0 +1,155 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trialrun.claims.records import read_records
+from trialrun.cli import check as command
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_check_prints_a_table_and_keeps_a_record(shelf, trialrun, tmp_path):
+    code, out, err = trialrun("check", "fake", "--claim", "better", "--jobs", "2")
+    assert code == 0
+    assert "HOLDS at this scale" in out
+    assert "fails, as it must" in out
+    (path,) = tmp_path.glob("trialrun-runs/fake/*/records.jsonl")
+    assert len(read_records(path)[0]) == 1
+    assert (path.parent / "better.svg").is_file()
+    assert "run folder" in err
+
+
+def test_json_is_all_that_is_printed(shelf, trialrun):
+    code, out, _ = trialrun("check", "fake", "--claim", "better", "--json", "--seeds", "2")
+    (record,) = json.loads(out)
+    assert (code in (0, 3), record["claim"], record["seeds"]) == (True, "better", [0, 1])
+
+
+def test_a_unit_that_fails_ends_in_code_five_with_its_reason(shelf, trialrun):
+    code, out, _ = trialrun("check", "fake", "--claim", "lost")
+    assert code == 5
+    assert "no model today" in out
+
+
+def test_smoke_ends_in_code_zero_without_a_verdict(shelf, trialrun):
+    code, out, _ = trialrun("check", "fake", "--claim", "better", "--budget", "smoke")
+    assert code == 0
+    assert "NOT TESTED" in out
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [([0, 3], 3), ([3, 1], 1), ([1, 5], 5), ([5, 4], 4), ([0, 0], 0), ([], 0)],
+)
+def test_the_gravest_code_counts(codes, worst):
+    assert command._worst(codes) == worst
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("check",), 2, "name the methods to check, or give --all"),
+        (("check", "fake", "--all"), 2, "name the methods to check, or give --all"),
+        (("check", "fake", "--budget", "huge"), 2, "huge"),
+        (("check", "fake", "--claim", "nix"), 2, "no claim 'nix': choose one of better"),
+        (("check", "fake", "--seeds", "0"), 2, "--seeds must be at least 1"),
+        (("check", "fake", "--jobs", "0"), 2, "--jobs must be at least 1"),
+        (("check", "fake", "--budget", "paper"), 5, "no budget 'paper'"),
+        (("check", "fake", "--on", "gone.csv", "--target", "y"), 2, "there is no such file"),
+        (("check", "fake", "--on", "t.csv"), 2, "needs --target"),
+        (("check", "fake", "--on", "t.csv", "--target", "y", "--domain", "d"), 2, "--domain does"),
+        (
+            ("check", "fake", "--on", "t.xlsx", "--target", "y"),
+            2,
+            "reads .csv, .parquet, got .xlsx",
+        ),
+        (("check", "fake", "--target", "y"), 2, "--target goes with --on"),
+        (("check", "fake", "--model", "smollm2"), 5, "run trialrun data pull smollm2"),
+        (("check", "fake", "--record", "--seeds", "3"), 2, "leave out other options"),
+        (("check", "fake", "--engine", "dask"), 2, "dask"),
+        (("chekc", "fake"), 2, "chekc"),
+    ],
+)
+def test_wrong_words_end_in_one_sentence(
+    shelf, trialrun, tmp_path, monkeypatch, words, code, sentence
+):
+    monkeypatch.setenv("TRIALRUN_DATA", str(tmp_path / "cache"))
+    (tmp_path / "t.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "t.xlsx").write_text("x")
+    got, out, err = trialrun(*words)
+    assert (got, out) == (code, "")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "trialrun-runs").exists()
+
+
+def test_debug_shows_the_traceback(shelf):
+    from trialrun.cli import main
+    from trialrun.core.errors import UsageError
+
+    with pytest.raises(UsageError):
+        main(("check", "fake", "--seeds", "0", "--debug"))
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_sentence(shelf, trialrun, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out, err = trialrun("check", "fake", "--out", str(tmp_path / "file" / "runs"))
+    assert (code, out) == (2, "")
+    assert "choose another folder with --out" in err
+
+
+def test_a_full_disk_ends_in_one_sentence_and_keeps_no_part(shelf, trialrun, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "units")
+
+    monkeypatch.setattr("trialrun.claims.runs.write_json", full)
+    code, _, err = trialrun("check", "fake")
+    assert code == 2
+    assert "No space left on device" in err
+    assert not list(tmp_path.glob("trialrun-runs/**/records.jsonl"))
+
+
+SCRIPT = """
+import os, sys
+import pytest
+from tests.claims.fakes import shelve
+from trialrun.cli import main
+with pytest.MonkeyPatch.context() as patch:
+    shelve(patch)
+    os.chdir(sys.argv[1])
+    main(["check", "fake", "--claim", "better", "--budget", "full", "--jobs", "2", *sys.argv[2:]])
+"""
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_finishes(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = {"cwd": ROOT, "env": environment, "text": True, "start_new_session": True}
+    run = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **start,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.rglob("units/*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "go on with: trialrun check fake --budget full --resume" in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not list(tmp_path.rglob("records.jsonl"))
+    done = {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("units/*.json")}
+    again = [sys.executable, "-c", SCRIPT, str(tmp_path), "--resume"]
+    assert subprocess.run(again, capture_output=True, check=False, **start).returncode == 0
+    after = {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("units/*.json")}
+    assert len(after) == 16
+    assert {name: after[name] for name in done} == done
