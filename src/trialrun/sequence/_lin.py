@@ -63,7 +63,7 @@ def _forward(
             stays = linear * ((1 - ends) / (age + symbols * alpha))
             now = before[rows, x[:, t], t]
             seen = now[:, None] - before[:, :, kept][rows, x[:, t]]
-            given = ((stays * (seen + alpha)).sum(1) + fresh / symbols) / total
+            given = ((stays * (seen.double() + alpha)).sum(1) + fresh / symbols) / total
             if floats is not None:
                 past = torch.einsum("bkh,bh->bk", floats[:, :, kept], stays)
                 mixed = (floats[:, :, t] + alpha) * stays.sum(1, keepdim=True) - past

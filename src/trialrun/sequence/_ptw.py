@@ -262,7 +262,7 @@ def _predict(
             split = weight + ends.index_select(1, (t >> height) << 1) * (t >> (height - 1) & 1)
         stays = torch.sigmoid(one - split + odds)
         weight = HALF + torch.logaddexp(one, split)
-        kt = inside.double().add_(alpha).div_((t - start) + symbols * alpha)
+        kt = inside.double().add_(alpha).div_((t - start).double() + symbols * alpha)
         mixed += stays * (kt - mixed)
         if not merged:
             ends = _close(before, ends, height, of_symbol, of_all)

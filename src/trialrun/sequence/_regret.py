@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor
 from trialrun.sequence._sources import Sample
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """Anything that gives the probability of every symbol from those before it."""
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from trialrun.sequence._sources import Sample
 _PAPER_LENGTH = 256
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything that draws sequences; ``max_length`` is None where there is no limit."""
 
