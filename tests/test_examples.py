@@ -1,0 +1,24 @@
+"""Every example runs as a user would run it, and says what its text promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+PROMISED = {
+    "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
+    "mbml_stream.py": "likeliest switch before symbol 15",
+    "rerope_long_context.py": "after leaving, the same bits: True",
+}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_example_does_what_it_says(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert PROMISED[path.name] in done.stdout
+    assert list(tmp_path.iterdir()) == []
