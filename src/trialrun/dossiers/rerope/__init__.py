@@ -1,0 +1,1 @@
+"""Dossier of ReRoPE and Leaky ReRoPE."""
