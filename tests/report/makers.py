@@ -67,7 +67,7 @@ en = "Ring worlds of 15 domains and a small two-layer network."
 zh = "15 个域的环形世界，两层小网络。"
 [claims.rule]
 kind = "{kind}"
-metric = "mean over held-out domains of accuracy"
+metric = "{metric}"
 unit = "points"
 direction = "{direction}"
 margin = {margin}
@@ -95,6 +95,7 @@ def claim_toml(kind: str = "paired_difference", **changes: str) -> str:
         "figure": "+3 to 4 points on average over five tasks",
         "read": "digest",
         "kind": kind,
+        "metric": "mean over held-out domains of accuracy",
         "direction": direction,
         "margin": str(margin),
         "more": more,

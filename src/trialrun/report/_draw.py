@@ -18,7 +18,7 @@ INK, MUTED, GRID, CARD = "#1b1f24", "#6b7280", "#d8dce2", "#ffffff"
 OURS, CONTROL, RIVAL, BASELINE = "#0072b2", "#d55e00", "#00856a", "#4d4d4d"
 SHOWN = ("#8a63a8", "#9a6f00", "#3b8ea5", "#b0527a", "#7a7a00")
 _MARKERS = ("v", "P", "X", "<", ">", "p", "h")
-_WIDTH, _ROW = 6.6, 0.36
+_WIDTH, _ROW = 5.2, 0.33
 
 SETTINGS = {
     "axes.axisbelow": True,
@@ -26,21 +26,22 @@ SETTINGS = {
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": INK,
-    "axes.labelsize": 9,
+    "axes.labelsize": 8.5,
     "axes.linewidth": 0.8,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": CARD,
     "font.family": ["sans-serif"],
-    "font.size": 9,
+    "font.size": 8.5,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 8,
     "legend.frameon": False,
     "legend.labelcolor": INK,
     "savefig.facecolor": CARD,
     "svg.fonttype": "none",
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.color": MUTED,
@@ -81,7 +82,7 @@ def _label(arm: ArmFacts) -> str:
 
 def _axis_words(rule: Rule) -> str:
     words = f"{rule.metric} ({rule.unit}, {better_words(rule).en})"
-    return "\n".join(textwrap.wrap(words, 84))
+    return "\n".join(textwrap.wrap(words, 66))
 
 
 def _wide(values: Iterable[float | None]) -> bool:
@@ -250,7 +251,7 @@ def _lines(axes: Any, claim: Claim, facts: Facts) -> None:
         axes.set_yscale("log", nonpositive="clip")
     elif claim.rule.kind == "threshold":
         _limits(axes, claim.rule, sideways=False)
-    axes.set_ylabel("\n".join(textwrap.wrap(f"{claim.rule.metric} ({claim.rule.unit})", 34)))
+    axes.set_ylabel("\n".join(textwrap.wrap(f"{claim.rule.metric} ({claim.rule.unit})", 38)))
 
 
 def _effect_lines(axes: Any, claim: Claim, facts: Facts) -> None:
@@ -281,13 +282,13 @@ def draw_sweep(claim: Claim, facts: Facts) -> Any:
     """Draw a claim measured at several points: a line per arm over the points."""
     compared = claim.rule.kind != "threshold" and facts.ours is not None
     rows = -(-len(facts.arms) // 3)
-    heights = [3.0] + ([1.7] if compared else [])
+    heights = [2.6] + ([1.5] if compared else [])
     figure = _figure(sum(heights) + 0.22 * rows + 0.3)
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _lines(panels[0], claim, facts)
     if compared:
         _effect_lines(panels[1], claim, facts)
     panels[0].legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handlelength=2.6, columnspacing=1.6
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handlelength=2.4, columnspacing=1.2
     )
     return figure

@@ -80,6 +80,10 @@ class ClaimView:
         """Return the record of a budget, or None."""
         return next((r for r in self.records if r.shown.record["budget"] == budget), None)
 
+    def ran_at(self, budgets: list[str]) -> bool:
+        """Tell whether there is a record at one of the budgets."""
+        return any(self.at(budget) for budget in budgets)
+
 
 @dataclass(frozen=True)
 class MethodView:
