@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from trialrun.sequence._alphabet import (
@@ -255,11 +255,12 @@ def _predict(
         start = (t >> height) << height
         # The merged levels above stand over the root, of which everything is the left half.
         merged = number == top
-        inside = before[:, :, :time] - before.index_select(2, start)
+        inside = before[:, :, :time] - _spread(before[:, :, : time : 2**height], height, time)
         one = _log_kt(inside, of_symbol).sub_(of_all[t - start])
         split = weight
         if not merged:
-            split = weight + ends.index_select(1, (t >> height) << 1) * (t >> (height - 1) & 1)
+            left = _spread(ends[:, 0::2], height, time)
+            split = weight + left * (t >> (height - 1) & 1).double()
         stays = torch.sigmoid(one - split + odds)
         weight = HALF + torch.logaddexp(one, split)
         kt = inside.double().add_(alpha).div_((t - start).double() + symbols * alpha)
@@ -267,6 +268,14 @@ def _predict(
         if not merged:
             ends = _close(before, ends, height, of_symbol, of_all)
     return mixed
+
+
+def _spread(
+    values: Shaped[Tensor, "*rows nodes"], height: int, time: int
+) -> Shaped[Tensor, "*rows time"]:
+    """Repeat the value of every node of ``height`` over the times it covers."""
+    wide = values[..., None].expand(*values.shape, 2**height)
+    return wide.reshape(*values.shape[:-1], -1)[..., :time]
 
 
 def _log_kt(counts: Int[Tensor, " symbols *rest"], table: Tensor) -> Float[Tensor, "*rest"]:
