@@ -8,7 +8,7 @@ from trialrun.sequence.mbml import KT, LIN, PTW
 def main():
     """Feed a stream symbol by symbol, compare code lengths, and find the switch."""
     rng = np.random.default_rng(0)
-    stream = np.concatenate([rng.random(150) < 0.1, rng.random(106) < 0.85]).astype(int)
+    stream = np.concatenate([rng.random(150) < 0.1, rng.random(90) < 0.85]).astype(int)
 
     ptw = PTW(depth=9)
     for symbol in stream:
@@ -19,8 +19,9 @@ def main():
         bits = -predictor.log_prob(stream[None]).item() / np.log(2)
         print(f"{type(predictor).__name__:<4} needs {bits:6.1f} bits for {len(stream)} symbols")
 
-    posterior = PTW(depth=9).switch_posterior(stream[None])[0]
-    print("likeliest switch before symbol", int(np.argmax(posterior)), "(true: 150)")
+    # Position 0 begins the first segment, so its posterior is 1 by definition.
+    posterior = LIN().switch_posterior(stream[None])[0]
+    print("likeliest switch before symbol", 1 + int(np.argmax(posterior[1:])), "(true: 150)")
 
 
 if __name__ == "__main__":
