@@ -1,0 +1,76 @@
+"""The application: which command lies where, and how every error ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+
+from trialrun import __version__
+from trialrun.core.errors import TrialrunError
+
+INTERRUPTED = 130
+
+
+def build_app() -> App:
+    """Return the command-line application; its commands are imported when called."""
+    app = App(
+        name="trialrun",
+        help="Put papers on trial, by running them.",
+        version=__version__,
+        result_action="return_value",
+    )
+    app.command("trialrun.cli.list:list_methods", name="list")
+    app.command("trialrun.cli.show:show", name="show")
+    app.command("trialrun.cli.check:check", name="check")
+    app.command("trialrun.cli.report:report", name="report")
+    app.command("trialrun.cli.data:app", name="data")
+    app.command("trialrun.cli.new:new", name="new")
+    return app
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    print(f"trialrun: {sentence}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _of_files(error: OSError) -> str:
+    if error.strerror and error.filename:
+        return (
+            f"{error.filename} could not be read or written ({error.strerror}): "
+            "make room or choose another folder with --out"
+        )
+    return _one_line(error)
+
+
+def main(tokens: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code.
+
+    Every error a user may cause ends in one sentence on the error stream; ``--debug`` shows the
+    traceback instead.
+    """
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    # The network stays off unless a command asks for it.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        code = build_app()(words, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        _stop("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except (TrialrunError, CycloptsError, OSError) as error:
+        if debug:
+            raise
+        sentence = _of_files(error) if isinstance(error, OSError) else _one_line(error)
+        _stop(sentence, getattr(error, "exit_code", 2))
+    raise SystemExit(code if isinstance(code, int) else 0)
