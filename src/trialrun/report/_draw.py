@@ -10,84 +10,28 @@ from trialrun.catalogue import Claim, Rule
 from trialrun.claims.judge import Finding
 from trialrun.core.extras import need
 from trialrun.core.intervals import Interval
-from trialrun.report.facts import VALUE, ArmFacts, Facts, is_finite, margin_of, no_effect
+from trialrun.report._style import INK, MUTED, RIVAL, arm_label, arm_styles, axis_words
+from trialrun.report.facts import VALUE, Facts, is_finite, margin_of, no_effect
 from trialrun.report.figures import plain_number
-from trialrun.report.words import QUANTITY_WORDS, better_words
+from trialrun.report.words import QUANTITY_WORDS
 
-INK, MUTED, GRID, CARD = "#1b1f24", "#6b7280", "#d8dce2", "#ffffff"
-OURS, CONTROL, RIVAL, BASELINE = "#0072b2", "#d55e00", "#00856a", "#4d4d4d"
-SHOWN = ("#8a63a8", "#9a6f00", "#3b8ea5", "#b0527a", "#7a7a00")
-_MARKERS = ("v", "P", "X", "<", ">", "p", "h")
 _WIDTH, _ROW = 5.2, 0.33
-
-SETTINGS = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 8.5,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": CARD,
-    "font.family": ["sans-serif"],
-    "font.size": 8.5,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "savefig.facecolor": CARD,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-}
-
-
-def _style(claim: Claim, arms: Sequence[ArmFacts]) -> dict[str, dict[str, Any]]:
-    fixed = {
-        claim.rule.against: (BASELINE, "s"),
-        claim.baseline: (BASELINE, "s"),
-        claim.rival: (RIVAL, "^"),
-        claim.control: (CONTROL, "D"),
-        claim.ours: (OURS, "o"),
-    }
-    styles, spare = {}, 0
-    for arm in arms:
-        if arm.name in fixed:
-            colour, marker = fixed[arm.name]
-        else:
-            colour, marker = SHOWN[spare % len(SHOWN)], _MARKERS[spare % len(_MARKERS)]
-            spare += 1
-        hollow = arm.name == claim.control
-        styles[arm.name] = {
-            "color": colour,
-            "marker": marker,
-            "markerfacecolor": CARD if hollow else colour,
-            "linestyle": (0, (4, 2)) if hollow else "-",
-            "linewidth": 2.0 if arm.name == claim.ours else 1.4,
-            "zorder": 4 if arm.name == claim.ours else 3,
-        }
-    return styles
-
-
-def _label(arm: ArmFacts) -> str:
-    return arm.name if arm.roles in (("shown",), (arm.name,)) else f"{arm.name} ({arm.roles[0]})"
-
-
-def _axis_words(rule: Rule) -> str:
-    words = f"{rule.metric} ({rule.unit}, {better_words(rule).en})"
-    return "\n".join(textwrap.wrap(words, 66))
 
 
 def _wide(values: Iterable[float | None]) -> bool:
     known = [v for v in values if v is not None]
     return bool(known) and min(known) > 0 and max(known) / min(known) > 30
+
+
+def _rescale(axes: Any, scale: str, *, sideways: bool, **settings: Any) -> None:
+    (axes.set_xscale if sideways else axes.set_yscale)(scale, **settings)
+    axis = axes.xaxis if sideways else axes.yaxis
+    low, high = axis.get_view_interval()
+    if scale == "log" and high < 1e3 * low:
+        ticker = need("matplotlib.ticker", extra="plots")
+        axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    axis.set_minor_formatter(lambda *_: "")
 
 
 def _reach(interval: Interval) -> list[list[float]] | None:
@@ -135,15 +79,18 @@ def _stretch(axes: Any, rule: Rule, ours: Finding, control: Finding, sideways: b
 
     own = max(size(ours), *(abs(limit) for limit in margin_of(rule)))
     if rule.kind != "ratio" and own > 0 and size(control) > 30 * own:
-        (axes.set_xscale if sideways else axes.set_yscale)("symlog", linthresh=own)
+        _rescale(axes, "symlog", sideways=sideways, linthresh=own)
 
 
 def _satisfied_words(rule: Rule) -> str:
     limits = " to ".join(plain_number(limit).replace("-", "−") for limit in margin_of(rule))
     side = (
-        "" if rule.kind == "equivalent" else ("above " if rule.direction == "higher" else "below ")
+        ""
+        if rule.kind == "equivalent"
+        else f"{'above' if rule.direction == 'higher' else 'below'} "
     )
-    return f"{QUANTITY_WORDS[rule.kind].en}; the rule asks for {side}{limits} {_unit(rule)}".strip()
+    words = f"{QUANTITY_WORDS[rule.kind].en}; the rule asks for {side}{limits} {_unit(rule)}"
+    return "\n".join(textwrap.wrap(words, 62))
 
 
 def _unit(rule: Rule) -> str:
@@ -158,7 +105,7 @@ def _tested(claim: Claim, arm: str) -> str:
 
 
 def _strip(axes: Any, claim: Claim, facts: Facts) -> None:
-    styles = _style(claim, facts.arms)
+    styles = arm_styles(claim, facts.arms)
     for row, arm in enumerate(facts.arms):
         values = [v for v in arm.values.get(VALUE, ()) if v is not None]
         style = styles[arm.name]
@@ -174,19 +121,19 @@ def _strip(axes: Any, claim: Claim, facts: Facts) -> None:
         mean = arm.means.get(VALUE)
         if mean is not None:
             _mark(axes, row - 0.08, mean, style, sideways=True)
-    axes.set_yticks(range(len(facts.arms)), [_label(arm) for arm in facts.arms])
+    axes.set_yticks(range(len(facts.arms)), [arm_label(arm) for arm in facts.arms])
     axes.set_ylim(len(facts.arms) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(_axis_words(claim.rule))
+    axes.set_xlabel(axis_words(claim.rule))
     if _wide(v for arm in facts.arms for v in arm.values.get(VALUE, ())):
-        axes.set_xscale("log")
+        _rescale(axes, "log", sideways=True)
 
 
 def _effect_rows(axes: Any, claim: Claim, facts: Facts) -> None:
     ours, control = facts.ours, facts.control
     if ours is None or control is None:
         return
-    styles = _style(claim, facts.arms)
+    styles = arm_styles(claim, facts.arms)
     arms = ((claim.ours, ours), (claim.control, control))
     _stretch(axes, claim.rule, ours, control, sideways=True)
     for row, (arm, finding) in enumerate(arms):
@@ -210,7 +157,7 @@ def draw_single(claim: Claim, facts: Facts) -> Any:
         _effect_rows(panels[1], claim, facts)
     else:
         _limits(panels[0], claim.rule, sideways=True)
-        panels[0].set_xlabel(f"{_axis_words(claim.rule)}\n{_satisfied_words(claim.rule)}")
+        panels[0].set_xlabel(f"{axis_words(claim.rule)}\n{_satisfied_words(claim.rule)}")
     return figure
 
 
@@ -234,23 +181,33 @@ def _places(axes: Any, points: Sequence[str]) -> list[float]:
     return places
 
 
+def _are_steps(points: Sequence[str]) -> bool:
+    # A line between points says that they are steps of one scale, such as 2T, 4T, 8T.
+    return all(any(character.isdigit() for character in point) for point in points)
+
+
 def _lines(axes: Any, claim: Claim, facts: Facts) -> None:
     places = dict(zip(facts.points, _places(axes, facts.points)))
-    for name, style in _style(claim, facts.arms).items():
-        arm = next(arm for arm in facts.arms if arm.name == name)
-        known = [(places[p], mean) for p, mean in arm.means.items() if mean is not None]
+    joined = claim.rule.kind == "ordering" or _are_steps(facts.points)
+    styles = arm_styles(claim, facts.arms)
+    for turn, arm in enumerate(facts.arms):
+        style = styles[arm.name] if joined else {**styles[arm.name], "linestyle": "none"}
+        aside = 0.0 if joined else 0.6 * ((turn + 0.5) / len(facts.arms) - 0.5)
+        known = [(places[p] + aside, mean) for p, mean in arm.means.items() if mean is not None]
         if not known:
             continue
         known.sort(key=lambda pair: pair[0])
         at, means = [x for x, _ in known], [mean.mean for _, mean in known]
-        axes.plot(at, means, **style, markersize=5, label=_label(arm))
+        axes.plot(at, means, **style, markersize=5, label=arm_label(arm))
         for place, mean in known:
             if is_finite(mean):
                 axes.vlines(place, mean.low, mean.high, color=style["color"], linewidth=1.2)
     if _wide(v for arm in facts.arms for values in arm.values.values() for v in values):
-        axes.set_yscale("log", nonpositive="clip")
+        _rescale(axes, "log", sideways=False, nonpositive="clip")
     elif claim.rule.kind == "threshold":
         _limits(axes, claim.rule, sideways=False)
+    if claim.rule.kind == "threshold":
+        axes.set_xlabel(_satisfied_words(claim.rule))
     axes.set_ylabel("\n".join(textwrap.wrap(f"{claim.rule.metric} ({claim.rule.unit})", 38)))
 
 
@@ -258,7 +215,7 @@ def _effect_lines(axes: Any, claim: Claim, facts: Facts) -> None:
     ours, control = facts.ours, facts.control
     if ours is None or control is None:
         return
-    styles = _style(claim, facts.arms)
+    styles = arm_styles(claim, facts.arms)
     points = tuple(ours.estimates)
     _stretch(axes, claim.rule, ours, control, sideways=False)
     for side, (arm, finding) in enumerate(((claim.ours, ours), (claim.control, control))):
@@ -281,7 +238,9 @@ def _quantity_words(claim: Claim) -> str:
 def draw_sweep(claim: Claim, facts: Facts) -> Any:
     """Draw a claim measured at several points: a line per arm over the points."""
     compared = claim.rule.kind != "threshold" and facts.ours is not None
-    rows = -(-len(facts.arms) // 3)
+    longest = max(len(arm_label(arm)) for arm in facts.arms)
+    columns = max(1, min(3, int(_WIDTH / (0.5 + 0.068 * longest))))
+    rows = -(-len(facts.arms) // columns)
     heights = [2.6] + ([1.5] if compared else [])
     figure = _figure(sum(heights) + 0.22 * rows + 0.3)
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -289,6 +248,10 @@ def draw_sweep(claim: Claim, facts: Facts) -> Any:
     if compared:
         _effect_lines(panels[1], claim, facts)
     panels[0].legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handlelength=2.4, columnspacing=1.2
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=columns,
+        handlelength=2.4,
+        columnspacing=1.2,
     )
     return figure

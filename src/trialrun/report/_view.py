@@ -241,18 +241,23 @@ def _claim(card: Card, entry: ClaimEntry, *, plots: bool) -> ClaimView:
 
 
 def paper_link(identity: str) -> str:
-    """Return the address of an arXiv or DOI identity, or an empty text.
+    """Return the web address behind a paper's identity, or an empty text.
 
     Examples
     --------
     >>> paper_link("arXiv:2302.02609")
     'https://arxiv.org/abs/2302.02609'
+    >>> paper_link("github.com/someone/something")
+    'https://github.com/someone/something'
     """
-    kind, _, number_ = identity.partition(":")
-    if kind.lower() == "arxiv" and re.fullmatch(r"[\w./-]+", number_):
-        return f"https://arxiv.org/abs/{number_}"
-    if kind.lower() == "doi" and re.fullmatch(r"10\.[\w./()-]+", number_):
-        return f"https://doi.org/{number_}"
+    kind, _, rest = identity.partition(":")
+    if kind.lower() == "arxiv" and re.fullmatch(r"[\w./-]+", rest):
+        return f"https://arxiv.org/abs/{rest}"
+    if kind.lower() == "doi" and re.fullmatch(r"10\.[\w./()-]+", rest):
+        return f"https://doi.org/{rest}"
+    address = identity.removeprefix("https://")
+    if re.fullmatch(r"[\w-]+(\.[\w-]+)+/[\w./~-]*", address):
+        return f"https://{address}"
     return ""
 
 

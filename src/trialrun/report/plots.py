@@ -18,19 +18,19 @@ from trialrun.catalogue import Card, Claim
 from trialrun.claims.files import write_whole
 from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
-from trialrun.report import _draw
+from trialrun.report import _draw, _style
 from trialrun.report.facts import VALUE, read_facts
 
 _PAGE_COLOURS = {
-    _draw.INK: "--plot-ink",
-    _draw.MUTED: "--plot-muted",
-    _draw.GRID: "--plot-grid",
-    _draw.CARD: "--plot-card",
-    _draw.OURS: "--plot-ours",
-    _draw.CONTROL: "--plot-control",
-    _draw.RIVAL: "--plot-rival",
-    _draw.BASELINE: "--plot-baseline",
-    **{colour: f"--plot-shown-{place}" for place, colour in enumerate(_draw.SHOWN, start=1)},
+    _style.INK: "--plot-ink",
+    _style.MUTED: "--plot-muted",
+    _style.GRID: "--plot-grid",
+    _style.CARD: "--plot-card",
+    _style.OURS: "--plot-ours",
+    _style.CONTROL: "--plot-control",
+    _style.RIVAL: "--plot-rival",
+    _style.BASELINE: "--plot-baseline",
+    **{colour: f"--plot-shown-{place}" for place, colour in enumerate(_style.SHOWN, start=1)},
 }
 
 
@@ -53,7 +53,7 @@ def _rendered(
 ) -> bytes:
     matplotlib = need("matplotlib", extra="plots")
     buffer = io.BytesIO()
-    settings = {**_draw.SETTINGS, "svg.hashsalt": f"{card.slug}/{claim.id}"}
+    settings = {**_style.SETTINGS, "svg.hashsalt": f"{card.slug}/{claim.id}"}
     named = f"{card.slug}: {claim.title[lang]}"
     facts = {"Date": None, "Title": named} if form == "svg" else {"Title": card.slug}
     with matplotlib.rc_context(settings):

@@ -79,8 +79,9 @@ def _line(label: str, text: str, lang: str) -> list[str]:
 
 
 def _title(card: Card, lang: str) -> list[str]:
-    ids = " · ".join(clean(paper.id or paper.key) for paper in card.papers)
-    right = " · ".join(part for part in (ids, card.family) if part)
+    first = [clean(paper.id or paper.key) for paper in card.papers[:1]]
+    more = [f"+{len(card.papers) - 1}"] if len(card.papers) > 1 else []
+    right = " · ".join([" ".join(first + more), card.family] if first else [card.family])
     title = card.title[lang]
     left = title if title.lower().startswith(card.slug.lower()) else f"{card.slug} · {title}"
     left = clean(left)
@@ -255,7 +256,7 @@ def claim_lines(
         lines += _measured(claim, record, facts, lang)
         if facts.stale:
             lines += _line("stale", _STALE[lang].format(command), lang)
-    joint = " · ".join(item.what[lang] for item in card.not_tested)
+    joint = " · ".join(item.what[lang].rstrip(".。 ") for item in card.not_tested)
     return lines + (_line("not tested", joint, lang) if joint else [])
 
 
