@@ -43,13 +43,15 @@ def _forward(
 ) -> Iterator[_Step]:
     batch, time = x.shape
     before = counts_before(x, symbols)
+    rows = before.view(batch * symbols, time + 1)
+    row_of = torch.arange(batch, device=x.device)[:, None] * symbols + x  # (batch, time)
+    now = before[:, :, :-1].gather(1, x[:, None])[:, 0]
     floats = before.double() if mix else None
-    rows = torch.arange(batch, device=x.device)
     starts = torch.arange(time, device=x.device)
-    log_seen = torch.log(torch.arange(time, dtype=torch.float64, device=x.device) + alpha)
+    log_seen = torch.log(starts.double() + alpha)
     weights = torch.full((batch, time), -math.inf, dtype=torch.float64, device=x.device)
-    uniform = torch.full((batch, symbols), 1 / symbols, dtype=torch.float64, device=x.device)
-    born, mixed, given = uniform.new_zeros(batch), uniform, uniform[:, 0]
+    mixed = weights.new_full((batch, symbols), 1 / symbols)
+    born, given = weights.new_zeros(batch), mixed[:, 0]
     for t in range(time):
         if t:
             kept = live(t)
@@ -61,13 +63,15 @@ def _forward(
             total, fresh = linear.sum(1), linear @ ends
             born = top[:, 0] + fresh.log()
             stays = linear * ((1 - ends) / (age + symbols * alpha))
-            now = before[rows, x[:, t], t]
-            seen = now[:, None] - before[:, :, kept][rows, x[:, t]]
-            given = ((stays * (seen.double() + alpha)).sum(1) + fresh / symbols) / total
-            if floats is not None:
-                past = torch.einsum("bkh,bh->bk", floats[:, :, kept], stays)
-                mixed = (floats[:, :, t] + alpha) * stays.sum(1, keepdim=True) - past
-                mixed = (mixed + fresh[:, None] / symbols) / total[:, None]
+            seen = now[:, t, None] - rows[:, kept].index_select(0, row_of[:, t])
+            if floats is None:
+                inside = (stays * (seen.double() + alpha)).sum(1)
+                given = (inside + fresh / symbols) / total
+            else:
+                past = (stays[:, None] @ floats[:, :, kept].mT)[:, 0]
+                inside = (floats[:, :, t] + alpha) * stays.sum(1, keepdim=True) - past
+                mixed = (inside + fresh[:, None] / symbols) / total[:, None]
+                given = mixed.gather(1, x[:, t, None])[:, 0]
             gain = torch.log1p(-ends) - torch.log(age + symbols * alpha)
             grown = log_seen.index_select(0, seen.reshape(-1)).view(seen.shape)
             weights[:, kept] = grown.add_(old).add_(gain)
