@@ -8,7 +8,7 @@ from tests.report.makers import MEANS, RULES, claim_toml, make_arms, make_card, 
 from trialrun.claims import judge
 from trialrun.claims.records import sealed
 from trialrun.core.intervals import Interval
-from trialrun.report._layout import grid, width, wrap
+from trialrun.report._layout import grid, wrap
 from trialrun.report.figures import interval_text
 from trialrun.report.table import COLUMNS, claim_lines
 from trialrun.report.words import VERDICT_WORDS
@@ -30,6 +30,11 @@ VERDICT_ARMS = {
     judge.DOES_NOT_HOLD: make_arms({**MEANS, "ours": 60.0}),
     judge.BROKEN_CHECK: make_arms({**MEANS, "shuffled": 71.0}),
 }
+
+
+def width(text):
+    """Count cells by the blocks of Unicode that hold Chinese, apart from the code under test."""
+    return sum(2 if 0x2E80 <= ord(c) <= 0x9FFF or 0xFF01 <= ord(c) <= 0xFF60 else 1 for c in text)
 
 
 def printed(card, claim_id, arms=None, lang="en", **changes):
