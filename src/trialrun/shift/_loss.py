@@ -132,7 +132,7 @@ class D3GLoss(nn.Module):
         return terms.prediction + self.lam * terms.consistency
 
     def terms(self, outputs: Tensor, y: Tensor, domains: Tensor, relations: Tensor) -> LossTerms:
-        """Return both terms apart; see `forward`."""
+        """Return both terms apart; ``outputs``, ``y``, ``domains`` and ``relations`` as above."""
         y = self._checked_labels(outputs, y, domains, relations)
         pick = domains.view(-1, 1, 1).expand(-1, 1, outputs.shape[2])
         prediction = loss_per_example(outputs.gather(1, pick).squeeze(1), y).mean()

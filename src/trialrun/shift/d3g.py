@@ -183,7 +183,10 @@ class D3GClassifier(ClassifierMixin, DomainEstimator):
     def predict_proba(
         self, X: Any, metadata: Any = None, domains: Any = None, relations: Any = None
     ) -> NDArray[np.float64]:
-        """Return class probabilities of shape (n, n_classes); parameters as for `predict`."""
+        """Return class probabilities of shape (n, n_classes), columns as in ``classes_``.
+
+        ``X``, ``metadata``, ``domains``, ``relations`` and the errors are those of `predict`.
+        """
         combined = self._combined(X, metadata, domains, relations)
         return torch.from_numpy(combined).softmax(dim=1).numpy()
 
@@ -224,7 +227,11 @@ shape (labels, n_domains)
         metadata: Any = None,
         relations: Any = None,
     ) -> float:
-        """Return the accuracy in [0, 1] of `predict`."""
+        """Return the accuracy in [0, 1] of `predict` against ``y``.
+
+        ``sample_weight`` has shape (n,); ``X``, ``domains``, ``metadata`` and ``relations`` are
+        those of `predict`.
+        """
         found = self.predict(X, metadata, domains, relations)
         return float(accuracy_score(y, found, sample_weight=sample_weight))
 
@@ -234,7 +241,7 @@ shape (labels, n_domains)
 
     @classmethod
     def load(cls, folder: str | Path, *, encoder: nn.Module | None = None) -> D3GClassifier:
-        """Read what `save` wrote; a module given as encoder must be given again, untrained.
+        """Read what `save` wrote to ``folder``; an ``encoder`` of your own must be given again.
 
         Raises
         ------
@@ -311,7 +318,22 @@ class D3GRegressor(RegressorMixin, DomainEstimator):
     def fit(
         self, X: Any, y: Any, domains: Any = None, metadata: Any = None, adjacency: Any = None
     ) -> D3GRegressor:
-        """Train; parameters and errors as in `D3GClassifier.fit`, with ``y`` finite numbers."""
+        """Train the encoder, one head per domain and, where asked, the learned relation.
+
+        Parameters
+        ----------
+        X : array of shape (n, n_features)
+            Finite numbers; standardised inside.
+        y : array of shape (n,)
+            Finite numbers; standardised inside.
+        domains, metadata, adjacency
+            As in `D3GClassifier.fit`.
+
+        Raises
+        ------
+        ValueError
+            As `D3GClassifier.fit`, save for the classes.
+        """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         self._fit_heads(X, y, domains, metadata, adjacency)
         return self
@@ -319,7 +341,11 @@ class D3GRegressor(RegressorMixin, DomainEstimator):
     def predict(
         self, X: Any, metadata: Any = None, domains: Any = None, relations: Any = None
     ) -> NDArray[np.float64]:
-        """Return numbers of shape (n,); parameters and errors as in `D3GClassifier.predict`."""
+        """Return numbers of shape (n,), in the target's unit.
+
+        ``X``, ``metadata``, ``domains``, ``relations`` and the errors are those of
+        `D3GClassifier.predict`.
+        """
         combined = self._combined(X, metadata, domains, relations)
         return combined[:, 0] * self.y_spread_ + self.y_mean_
 
@@ -332,7 +358,11 @@ class D3GRegressor(RegressorMixin, DomainEstimator):
         metadata: Any = None,
         relations: Any = None,
     ) -> float:
-        """Return the coefficient of determination, at most 1, of `predict`."""
+        """Return the coefficient of determination, at most 1, of `predict` against ``y``.
+
+        ``sample_weight`` has shape (n,); ``X``, ``domains``, ``metadata`` and ``relations`` are
+        those of `predict`.
+        """
         found = self.predict(X, metadata, domains, relations)
         return float(r2_score(y, found, sample_weight=sample_weight))
 
@@ -342,5 +372,11 @@ class D3GRegressor(RegressorMixin, DomainEstimator):
 
     @classmethod
     def load(cls, folder: str | Path, *, encoder: nn.Module | None = None) -> D3GRegressor:
-        """Read what `save` wrote; see `D3GClassifier.load`."""
+        """Read what `save` wrote to ``folder``; an ``encoder`` of your own must be given again.
+
+        Raises
+        ------
+        ValueError
+            If the folder does not hold a model of this class, or the encoder is missing.
+        """
         return load_estimator(cls, folder, encoder)
