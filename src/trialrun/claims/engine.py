@@ -58,7 +58,7 @@ def default_jobs(engine: str) -> int:
 
 def stop_workers() -> None:
     """End this process's loky workers at once, with whatever they are doing."""
-    get_reusable_executor().shutdown(wait=False, kill_workers=True)
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def _one_round(orders: Sequence[Order], engine: str, jobs: int) -> Iterator[Outcome]:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def newest(records: list[Record], claim: Claim, *, slug: str, budget: str) -> Re
     return None
 
 
-def require_sound(problems: list[str]) -> None:
+def require_sound(problems: Sequence[str]) -> None:
     """Raise when records were damaged or edited, after the sound ones have been shown."""
     if problems:
         raise UsageError("; ".join(problems))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +26,7 @@ from trialrun.claims.judge import (
     NOT_TESTED,
 )
 from trialrun.cli._on import resolve_model, resolve_on
-from trialrun.core.errors import MissingExtra, NotRunnable, TrialrunError, UsageError
+from trialrun.core.errors import MissingExtra, NotRunnable, UsageError
 from trialrun.material.packs import require_pack
 from trialrun.report.plots import plot_claim
 from trialrun.report.table import claim_lines
@@ -41,27 +43,26 @@ _WORST_FIRST = (2, 4, 5, 1, 3, 0)
 
 
 @contextmanager
-def _progress_bars(quiet: bool) -> Iterator:
+def _progress_bars(quiet: bool) -> Iterator[Callable[[Progress], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
+    from rich import progress as bars_of
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        Remaining(),
-        TextColumn("[dim]{task.fields[last]}"),
+        bars_of.TextColumn("{task.description}"),
+        bars_of.BarColumn(),
+        bars_of.MofNCompleteColumn(),
+        bars_of.TimeElapsedColumn(),
+        bars_of.TextColumn("left"),
+        bars_of.TimeRemainingColumn(),
+        bars_of.TextColumn("[dim]{task.fields[last]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict = {}
+    with bars_of.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, bars_of.TaskID] = {}
 
-        def show(progress) -> None:
+        def show(progress: Progress) -> None:
             if progress.slug not in tasks:
                 tasks[progress.slug] = bars.add_task(progress.slug, last="")
             bars.update(
@@ -114,6 +115,23 @@ def _print_checked(card: Card, checked: Checked, lang: str, debug: bool) -> None
 def _code_of(record: dict) -> int:
     smoked = record["budget"] == "smoke" and record["judgement"] is not None
     return 0 if smoked else EXIT[record["verdict"]]
+
+
+@contextmanager
+def _quiet_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end a run without the noise of threads whose workers are taken away."""
+    hook = threading.excepthook
+
+    def interrupt(*_: object) -> None:
+        threading.excepthook = lambda _: None
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        threading.excepthook = hook
 
 
 def _interrupted(request: Request, done: int, total: int) -> int:
@@ -249,7 +267,7 @@ def _check_one(card: Card, request: Request, *, lang: str, json: bool) -> tuple[
     try:
         for pack in card.packs:
             require_pack(pack)
-        with _progress_bars(quiet=json) as show:
+        with _quiet_ctrl_c(), _progress_bars(quiet=json) as show:
 
             def advance(progress: Progress) -> None:
                 state.update(done=progress.done, total=progress.total)
@@ -261,9 +279,6 @@ def _check_one(card: Card, request: Request, *, lang: str, json: bool) -> tuple[
     except NotRunnable as error:
         print(f"trialrun: {card.slug} cannot run here: {error}", file=sys.stderr)
         return error.exit_code, []
-    except TrialrunError:
-        stop_workers()
-        raise
     if not json:
         _print_checked(card, checked, lang, debug="--debug" in sys.argv)
     return _worst([_code_of(r) for r in checked.records]), list(checked.records)
