@@ -71,6 +71,8 @@ class KT(ExactPredictor):
 class KTWindow(ExactPredictor):
     """Predict by the counts of the last ``window`` symbols: the simple rival.
 
+    Not in genewein2023mbml; the least one can do about a source that switches.
+
     Parameters
     ----------
     window : int

@@ -201,11 +201,11 @@ class LIN(_Starts):
     --------
     >>> p = LIN()
     >>> p.predict([[0, 0, 0, 0, 1, 1]])[0, -1].round(3).tolist()
-    [0.432, 0.568]
+    [0.508, 0.492]
     >>> for symbol in (0, 0, 0, 0, 1):
     ...     nats = p.update(symbol)
     >>> p.next().round(3).tolist()
-    [0.432, 0.568]
+    [0.508, 0.492]
     """
 
     def __init__(self, symbols: int = 2, *, alpha: float = 0.5) -> None:
@@ -269,7 +269,7 @@ class PrunedLIN(_Starts):
 
     A start h, written as an odd number times ``2**v``, is followed for ``keep * 2**v`` symbols
     and then dropped; start 0 is never dropped. The weights that stay are renormalised, so this
-    is a proper predictor of its own.
+    is a proper predictor of its own. Ours: neither genewein2023mbml nor willems1996lin has it.
 
     Parameters
     ----------

@@ -103,11 +103,11 @@ class PTW(ExactPredictor):
     --------
     >>> p = PTW(depth=4)
     >>> p.predict([[0, 0, 0, 0, 1, 1]])[0, -1].round(3).tolist()
-    [0.471, 0.529]
+    [0.518, 0.482]
     >>> for symbol in (0, 0, 0, 0, 1):
     ...     nats = p.update(symbol)
     >>> p.next().round(3).tolist()
-    [0.471, 0.529]
+    [0.518, 0.482]
     """
 
     def __init__(self, depth: int, symbols: int = 2, *, alpha: float = 0.5) -> None:

@@ -101,6 +101,7 @@ def regret(predictor: Predictor, sample: Sample, *, first: bool = False) -> Regr
 
     Examples
     --------
+    >>> from trialrun.sequence.mbml import KT, PTW, PTWSource
     >>> sample = PTWSource(5).sample(batch=200, length=32, seed=0)
     >>> own, stationary = regret(PTW(5), sample), regret(KT(), sample)
     >>> own.average().mean < stationary.average().mean
@@ -139,7 +140,8 @@ def code_lengths(predictors: Iterable[Any], x: Any) -> list[Float[Tensor, " batc
 
     Examples
     --------
-    >>> [float(bits[0]) for bits in code_lengths([KT()], [[0]])]
-    [1.0]
+    >>> from trialrun.sequence.mbml import KT
+    >>> [round(float(bits[0]), 6) for bits in code_lengths([KT()], [[0, 0, 0]])]
+    [1.678072]
     """
     return [-torch.as_tensor(p.log_prob(x)) / math.log(2) for p in predictors]

@@ -102,6 +102,8 @@ class _Source:
 class PTWSource(_Source):
     """Draw from the prior of `PTW`: fair coins split segments at their midpoints.
 
+    One of the two sources of genewein2023mbml.
+
     Parameters
     ----------
     depth : int
@@ -156,6 +158,8 @@ class PTWSource(_Source):
 
 class LINSource(_Source):
     """Draw from the prior of `LIN`: a segment ends after its n-th symbol w.p. 1 / (2 n).
+
+    One of the two sources of genewein2023mbml; the prior is that of willems1996lin.
 
     Parameters
     ----------

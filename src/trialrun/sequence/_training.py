@@ -236,6 +236,7 @@ def train_meta(
 
     Examples
     --------
+    >>> from trialrun.sequence.mbml import PTWSource
     >>> net = train_meta("gru", PTWSource(3), steps=2, shape=NetShape(width=4))
     >>> net.predict([[0, 1]]).shape
     (1, 2, 2)
