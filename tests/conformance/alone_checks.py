@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -22,8 +23,18 @@ SPECIMEN_MEGABYTES = 300.0
 _IMPORT_WITHOUT = """
 import json, sys
 module, blocked = sys.argv[1], json.loads(sys.argv[2])
-for name in blocked:
-    sys.modules[name] = None  # import then says what it says of a package that is not installed
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        missing = name.partition(".")[0] in blocked
+        return None if missing else self.finder.find_spec(name, path, target)
+
+# Not found by any finder is what a package is that was never installed.
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 try:
     __import__(module)
 except ImportError as error:
@@ -82,13 +93,37 @@ def _needed_by_another(distribution: str, others: Iterable[str]) -> bool:
     return False
 
 
-def scenarios(card: Card, root: Path = ROOT) -> list[list[str]]:
-    """Return sets of import names to do without: all that the extras bring, and each alone."""
+def _sources(module: str, root: Path) -> str:
+    """Return the text of a module and of all in this package that it imports, directly or not."""
+    todo, texts = [module], {}
+    while todo:
+        name = todo.pop()
+        place = root / "src" / Path(*name.split("."))
+        path = next(
+            (p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None
+        )
+        if path is None or name in texts:
+            continue
+        texts[name] = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(texts[name])):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return "\n".join(texts.values())
+
+
+def scenarios(card: Card, module: str, root: Path = ROOT) -> list[list[str]]:
+    """Return sets of import names to do without: all that the extras bring, and each alone.
+
+    Packages that the module's sources never name are not tried alone.
+    """
     packages = packages_of(card.extras, root)
+    text = _sources(module, root)
     alone = [
         [m]
         for m, d in sorted(packages.items())
-        if not _needed_by_another(d, set(packages.values()))
+        if re.search(rf"\b{m}\b", text) and not _needed_by_another(d, set(packages.values()))
     ]
     return [sorted(packages), *[a for a in alone if a != sorted(packages)]]
 

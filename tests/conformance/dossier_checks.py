@@ -34,6 +34,8 @@ _UNSPOKEN = re.compile(r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|https?://\S+", 
 
 def finished(card: Card) -> None:
     """The card has papers, entries, claims and what is not tested."""
+    waiting = [text for text in (card.title, card.idea) if "待写" in text.zh]
+    written(not waiting, "title and idea")
     written(card.papers, "papers")
     written(card.claims, "claims")
     written(card.not_tested, "not_tested")
@@ -74,9 +76,9 @@ def notes_answer_the_questions(folder: Path, lang: str) -> None:
     require(order == sorted(order), f"{path.name} asks the questions in another order")
     least = _SHORTEST_ANSWER[lang]
     opening = re.sub(r"^#.*$", "", text.partition("\n## ")[0], flags=re.MULTILINE)
-    written(len(opening.strip()) >= least, f"{path.name}: summary")
-    for heading, answer in answers.items():
-        written(len(answer.strip()) >= least, f"{path.name}: {heading}")
+    parts = {"summary": opening, **answers}
+    empty = [part for part, text in parts.items() if len(text.strip()) < least]
+    written(not empty, f"{path.name} ({', '.join(empty)})")
 
 
 def _notes(folder: Path, lang: str) -> str:

@@ -53,12 +53,14 @@ class Check:
 
 def require(condition: Any, message: str) -> None:
     """Raise `Broken` with the message unless the condition is true."""
+    __tracebackhide__ = True
     if not condition:
         raise Broken(message)
 
 
 def written(condition: Any, part: str) -> None:
     """Raise `Unwritten` naming the part unless the condition is true."""
+    __tracebackhide__ = True
     if not condition:
         raise Unwritten(part)
 

@@ -155,7 +155,7 @@ def _of_docstrings(card: Card, entry: str) -> Named:
 
 def _of_modules(card: Card) -> Named:
     for module in sorted({entry.partition(":")[0] for entry in card.entry}):
-        for blocked in alone_checks.scenarios(card):
+        for blocked in alone_checks.scenarios(card, module):
             if blocked:
                 what = blocked[0] if len(blocked) == 1 else "all_extras"
                 yield (

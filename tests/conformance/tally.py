@@ -59,13 +59,13 @@ class Tally:
 
     def lines(self) -> list[str]:
         """Return the summary's lines."""
-        head = f"{'method':<20}{'kind':<12}" + "".join(f"{w:>16}" for w in _WORDS) + f"{'floor':>8}"
+        head = f"{'method':<34}{'kind':<11}" + "".join(f"{w:>16}" for w in _WORDS) + f"{'floor':>8}"
         table = [head]
         for slug in sorted(self.planned):
             kind, draft, floor, _ = self.planned[slug]
             named = f"{slug} (draft)" if draft else slug
             numbers = "".join(f"{self.counts[slug][word]:>16}" for word in _WORDS)
-            table.append(f"{named:<20}{kind:<12}{numbers}{'-' if draft else floor:>8}")
+            table.append(f"{named:<34}{kind:<11}{numbers}{'-' if draft else floor:>8}")
         for slug in sorted(self.unwritten):
             table.append(f"{slug}, to be written: {', '.join(sorted(self.unwritten[slug]))}")
         return table

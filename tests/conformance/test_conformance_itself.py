@@ -102,7 +102,7 @@ def test_a_connection_is_found():
         (("another", lambda: toys.centre(np.zeros(3))), "something else"),
         (("no", lambda: toys.centre(np.zeros(3))), "matches nearly anything"),
         (("bad", lambda: _raise(ValueError("bad"))), "too little"),
-        (("two", lambda: _raise(ValueError("two lines of a message\nare one too many"))), "one"),
+        (("buried", lambda: _raise(ValueError("a long story to begin with\nburied"))), "else"),
     ],
 )
 def test_a_bad_call_must_be_refused_in_a_clear_sentence(bad, said):
@@ -661,13 +661,15 @@ def test_a_missing_package_must_be_explained(body, said, tmp_path):
         alone_checks.missing_package_is_explained(card, "trialrun_toy", ["sklearn"], root)
 
 
-def test_scenarios_leave_out_packages_that_come_with_others():
+def test_packages_are_tried_alone_if_named_and_not_brought_by_others(tmp_path):
     card = replace(CARD, extras=("attention",))
-    found = alone_checks.scenarios(card)
+    _package(tmp_path, "import trialrun_toy.inner\n")
+    inner = tmp_path / "src" / "trialrun_toy" / "inner.py"
+    inner.write_text("import transformers, safetensors\n", encoding="utf-8")
+    found = alone_checks.scenarios(card, "trialrun_toy", tmp_path)
     assert {"torch", "transformers", "safetensors"} <= set(found[0])
-    assert ["transformers"] in found
-    assert ["safetensors"] not in found
-    assert alone_checks.scenarios(CARD) == [[]]
+    assert found[1:] == [["transformers"]]
+    assert alone_checks.scenarios(CARD, "trialrun_toy", tmp_path) == [[]]
 
 
 def test_slow_and_large_specimens_are_found(monkeypatch):
