@@ -80,7 +80,7 @@ def test_blocks_are_disjoint_and_paired(tmp_path):
 
 
 def test_long_blocks_say_that_lin_is_pruned(tmp_path, monkeypatch):
-    monkeypatch.setattr(claim, "LONGEST_EXACT_LIN", 300)
+    monkeypatch.setattr("trialrun.dossiers.mbml._file.LONGEST_EXACT_LIN", 300)
     measured = [
         claim.switching(on_file(tmp_path, "01" * n), arm="lin").extra["lin_exact"]
         for n in (300, 301)

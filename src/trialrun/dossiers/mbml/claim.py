@@ -6,7 +6,6 @@ without the first symbol. On a user's file a seed is one of as many disjoint blo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trialrun.claims.contract import Arm, Budget, Context, Measurement, Trial
-from trialrun.core.errors import UsageError
+from trialrun.claims.contract import Arm, Context, Measurement, Trial
 from trialrun.core.seeds import rng, split
-from trialrun.material.symbols import FORMS, SymbolFile, read_symbols
+from trialrun.dossiers.mbml._file import check_on, code_length_on_file, keep
+from trialrun.dossiers.mbml._sizes import BUDGETS, sizes_of
 from trialrun.sequence.mbml import (
     KT,
     LIN,
@@ -29,13 +28,11 @@ from trialrun.sequence.mbml import (
     MetaPredictor,
     NetShape,
     Predictor,
-    PrunedLIN,
     PTWSource,
     RandomShiftSource,
     Regret,
     Sample,
     Training,
-    code_lengths,
     regret,
     train_meta,
 )
@@ -43,47 +40,6 @@ from trialrun.sequence.mbml import (
 WINDOWS = (4, 8, 16, 32, 64)
 LONG_WINDOWS = (16, 64, 256, 1024)
 FORGETS_EVERY = 8
-LONGEST_EXACT_LIN = 4096
-KEPT_SYMBOLS = 65_536
-
-
-@dataclass(frozen=True, kw_only=True)
-class MbmlBudget(Budget):
-    """Sizes of a run.
-
-    Parameters
-    ----------
-    depth : int
-        Nets are trained on ``2**depth`` symbols of the PTW prior of this depth.
-    steps : int
-        Gradient steps for every net.
-    batch : int
-        Sequences per step.
-    layers : int
-        Transformer blocks.
-    sequences : int
-        Sequences scored per seed with nets.
-    exact_depth : int
-        The exact predictors are compared on ``2**exact_depth`` symbols.
-    exact_sequences : int
-        Sequences scored per seed without nets.
-    file_symbols : int
-        Symbols read from each block of a user's file, from its beginning.
-    """
-
-    depth: int
-    steps: int
-    batch: int = 64
-    layers: int = 1
-    sequences: int
-    exact_depth: int = 8
-    exact_sequences: int
-    file_symbols: int
-
-
-def _sizes(ctx: Context) -> MbmlBudget:
-    assert isinstance(ctx.budget, MbmlBudget)
-    return ctx.budget
 
 
 def _best_window(sample: Sample, windows: tuple[int, ...]) -> Regret:
@@ -100,7 +56,7 @@ def _shuffled(sample: Sample, seed: int) -> Sample:
 
 def crossed(ctx: Context, *, arm: str) -> Measurement:
     """Measure cumulative regret on both priors, for one way of choosing the predictor."""
-    depth, count = _sizes(ctx).exact_depth, _sizes(ctx).exact_sequences
+    depth, count = sizes_of(ctx).exact_depth, sizes_of(ctx).exact_sequences
     points = {}
     for name, source in (("ptw", PTWSource(depth)), ("lin", LINSource())):
         sample = source.sample(count, 2**depth, split(ctx.seed, "crossed", name))
@@ -118,8 +74,8 @@ def crossed(ctx: Context, *, arm: str) -> Measurement:
 def switching(ctx: Context, *, arm: str) -> Measurement:
     """Measure bits per symbol: regret on a source, code length on a block of a user's file."""
     if ctx.on is not None:
-        return _switching_on_file(ctx, arm)
-    depth, count = _sizes(ctx).exact_depth + 2, max(1, _sizes(ctx).exact_sequences // 8)
+        return code_length_on_file(ctx, arm)
+    depth, count = sizes_of(ctx).exact_depth + 2, max(1, sizes_of(ctx).exact_sequences // 8)
     source = RandomShiftSource(0.01)
     sample = source.sample(count, 2**depth, split(ctx.seed, "switching"))
     if arm == "window":
@@ -130,39 +86,9 @@ def switching(ctx: Context, *, arm: str) -> Measurement:
     return Measurement.of(result.average().mean / math.log(2) / (2**depth - 1), n=count)
 
 
-def _switching_on_file(ctx: Context, arm: str) -> Measurement:
-    file = _read(ctx)
-    block = file.blocks(_sizes(ctx).seeds)[ctx.seed][: _sizes(ctx).file_symbols]
-    x = torch.from_numpy(block)[None]
-    if arm == "ptw-shuffled":
-        x = x[:, torch.from_numpy(rng(ctx.seed, "shuffle").permutation(x.shape[1]))]
-    bits, settings = _bits_per_symbol(x, len(file.alphabet), arm.removesuffix("-shuffled"))
-    return Measurement.of(bits, n=x.shape[1], **settings)
-
-
-def _bits_per_symbol(x: Tensor, symbols: int, arm: str) -> tuple[float, dict[str, float]]:
-    """Return an arm's bits per symbol on one sequence, and what it had to choose."""
-    length = x.shape[1]
-    if arm == "window":
-        lengths = code_lengths([KTWindow(window, symbols) for window in LONG_WINDOWS], x)
-        best = min(range(len(LONG_WINDOWS)), key=lambda i: float(lengths[i]))
-        return float(lengths[best]) / length, {"window": LONG_WINDOWS[best]}
-    if arm == "lin":
-        exact = length <= LONGEST_EXACT_LIN
-        chosen = LIN(symbols) if exact else PrunedLIN(symbols)
-        return float(code_lengths([chosen], x)[0]) / length, {"lin_exact": float(exact)}
-    predictor = KT(symbols) if arm == "kt" else PTW((length - 1).bit_length(), symbols)
-    return float(code_lengths([predictor], x)[0]) / length, {}
-
-
-def _read(ctx: Context) -> SymbolFile:
-    assert ctx.on is not None
-    return read_symbols(ctx.on.path, ctx.on.options.get("as", "bytes"))
-
-
 def train(ctx: Context, folder: Path, *, architecture: str, positions: str = "sincos") -> None:
     """Train one net on the PTW prior and leave it in ``folder``."""
-    budget = _sizes(ctx)
+    budget = sizes_of(ctx)
     length = 2**budget.depth
     shape = NetShape(
         layers=budget.layers if architecture == "transformer" else 1,
@@ -188,8 +114,8 @@ def _net(ctx: Context, name: str) -> MetaPredictor:
 
 
 def _test(ctx: Context) -> Sample:
-    depth = _sizes(ctx).depth
-    return PTWSource(depth).sample(_sizes(ctx).sequences, 2**depth, split(ctx.seed, "test"))
+    depth = sizes_of(ctx).depth
+    return PTWSource(depth).sample(sizes_of(ctx).sequences, 2**depth, split(ctx.seed, "test"))
 
 
 def near_bayes(ctx: Context, *, arm: str) -> Measurement:
@@ -198,7 +124,7 @@ def near_bayes(ctx: Context, *, arm: str) -> Measurement:
     if arm == "nets-shuffled-past":
         # Every step of every sequence is a sequence of its own here: fewer do.
         sample = Sample(*(part[: max(1, len(part) // 8)] for part in sample))
-    least = regret(PTW(_sizes(ctx).depth), sample).average().mean
+    least = regret(PTW(sizes_of(ctx).depth), sample).average().mean
     points = {}
     for name in ("lstm", "rnn", "transformer"):
         if arm == "window":
@@ -251,7 +177,7 @@ def memory(ctx: Context, *, arm: str) -> Measurement:
     if arm == "window":
         result = _best_window(sample, WINDOWS)
     elif arm == "ptw":
-        result = regret(PTW(_sizes(ctx).depth), sample)
+        result = regret(PTW(sizes_of(ctx).depth), sample)
     elif arm == "lstm-reset":
         result = regret(_Forgets(_net(ctx, "lstm"), FORGETS_EVERY), sample)
     else:
@@ -261,9 +187,9 @@ def memory(ctx: Context, *, arm: str) -> Measurement:
 
 def length(ctx: Context, *, arm: str) -> Measurement:
     """Measure the excess over the exact predictor, per symbol, beyond the training length."""
-    depth = _sizes(ctx).depth + 2
-    trained = 2 ** _sizes(ctx).depth
-    count = max(1, _sizes(ctx).sequences // 2)
+    depth = sizes_of(ctx).depth + 2
+    trained = 2 ** sizes_of(ctx).depth
+    count = max(1, sizes_of(ctx).sequences // 2)
     sample = PTWSource(depth).sample(count, 2**depth, split(ctx.seed, "length"))
     exact = regret(PTW(depth), sample)
     if arm == "window":
@@ -283,77 +209,12 @@ def length(ctx: Context, *, arm: str) -> Measurement:
     return Measurement(points, count, {"inside": inside})
 
 
-def check_on(ctx: Context) -> None:
-    """Refuse a file that cannot be cut into blocks worth coding."""
-    if ctx.on is None:
-        return
-    form = ctx.on.options.get("as", "bytes")
-    if form not in FORMS:
-        raise UsageError(f"--as must be one of {', '.join(FORMS)}, got {form!r}")
-    file = _read(ctx)
-    wanted = 64 * _sizes(ctx).seeds
-    if len(file.x) < wanted:
-        raise UsageError(
-            f"{ctx.on.path} must hold at least {wanted} symbols, 64 for each of "
-            f"{_sizes(ctx).seeds} blocks, got {len(file.x)}: give a longer file or fewer --seeds"
-        )
-
-
-def keep(ctx: Context, folder: Path) -> str:
-    """Leave PTW's settings, the alphabet and a report of code lengths on the file's beginning."""
-    file = _read(ctx)
-    symbols = len(file.alphabet)
-    x = torch.from_numpy(file.x[:KEPT_SYMBOLS])[None]
-    PTW((len(file.x) - 1).bit_length(), symbols).save(folder)
-    file.save(folder)
-    report = {"file": Path(ctx.on.path).name if ctx.on else "", "symbols_scored": x.shape[1]}
-    bits = {}
-    for arm in ("kt", "window", "ptw", "lin"):
-        value, settings = _bits_per_symbol(x, symbols, arm)
-        bits[arm] = {"bits_per_symbol": value, **settings}
-    text = json.dumps({**report, "code_lengths": bits}, indent=1)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    return (
-        "from trialrun.sequence.mbml import load_predictor\n"
-        f"predictor = load_predictor({str(folder)!r})  # alphabet.json numbers the symbols\n"
-    )
-
-
 def _arms(measure: Callable[..., Measurement], *names: str) -> dict[str, Arm]:
     return {name: partial(measure, arm=name) for name in names}
 
 
-_SMOKE = MbmlBudget(
-    seeds=2,
-    depth=4,
-    steps=3,
-    batch=8,
-    sequences=16,
-    exact_depth=5,
-    exact_sequences=16,
-    file_symbols=1024,
-)
-_QUICK = MbmlBudget(
-    seeds=3, depth=6, steps=200, sequences=512, exact_sequences=256, file_symbols=16_384
-)
-_FULL = MbmlBudget(
-    seeds=5, depth=6, steps=1400, sequences=1024, exact_sequences=512, file_symbols=65_536
-)
-# Sized for one H200: about 25k LSTM-sized steps in ten minutes over all seeds and nets.
-_GPU = MbmlBudget(
-    seeds=3,
-    depth=8,
-    steps=8000,
-    batch=128,
-    layers=5,
-    sequences=1024,
-    exact_depth=10,
-    exact_sequences=512,
-    file_symbols=65_536,
-)
-
 TRIAL = Trial(
-    budgets={"smoke": _SMOKE, "quick": _QUICK, "full": _FULL, "gpu": _GPU},
+    budgets=BUDGETS,
     arms={
         "crossed": _arms(crossed, "own", "other", "window", "own-shuffled"),
         "switching": _arms(switching, "ptw", "kt", "window", "ptw-shuffled", "lin"),
