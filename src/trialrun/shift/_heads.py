@@ -81,7 +81,7 @@ class RelationWeightedHeads(nn.Module):
 
     Examples
     --------
-    >>> net = RelationWeightedHeads(nn.Linear(2, 16), n_domains=5, n_out=3)
+    >>> net = RelationWeightedHeads(nn.Identity(), n_domains=5, n_out=3, width=2)
     >>> net(torch.zeros(7, 2)).shape
     torch.Size([7, 5, 3])
     """

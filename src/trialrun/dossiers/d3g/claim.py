@@ -27,7 +27,16 @@ from trialrun.dossiers.d3g.rivals import (
     ridge,
     training_of,
 )
-from trialrun.dossiers.d3g.worlds import Array, D3GBudget, World, check_on, read_on, size, worlds
+from trialrun.dossiers.d3g.worlds import (
+    KEEP_FOLDS,
+    Array,
+    D3GBudget,
+    World,
+    check_on,
+    read_on,
+    size,
+    worlds,
+)
 from trialrun.shift.d3g import (
     D3GClassifier,
     D3GRegressor,
@@ -211,13 +220,13 @@ def keep(ctx: Context, folder: Path) -> str:
         {"relation__sharpness": SHARPNESS, "lam": (0.0, LAM)},
         domains=table.domains,
         metadata=table.metadata,
-        folds=max(2, size(ctx).folds),
+        folds=KEEP_FOLDS,
     )
     found.best_estimator.save(folder / "model")
     return (
         f"from trialrun.shift.d3g import {make.__name__}\n"
         f"model = {make.__name__}.load({str(folder / 'model')!r})\n"
-        f"model.predict(X, metadata=vector)  # X: {', '.join(table.features)}"
+        f"# model.predict(X, metadata=vector) with the columns {', '.join(table.features)} in X"
     )
 
 

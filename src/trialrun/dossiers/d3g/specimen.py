@@ -78,7 +78,7 @@ def _heads(seed: int) -> RelationWeightedHeads:
 def _outputs(seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(split(seed, "outputs"))
     return {
-        "outputs": torch.randn(6, 3, 2, generator=generator, requires_grad=True),
+        "outputs": torch.randn(6, 3, 2, generator=generator),
         "y": torch.randint(2, (6,), generator=generator),
         "domains": torch.randint(3, (6,), generator=generator),
         "relations": torch.rand(3, 3, generator=generator),

@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 TRAINING_MONTHS = 48
 LEAST_DOMAINS = 6
 NEIGHBOURS = 3
+KEEP_FOLDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +222,17 @@ def check_on(ctx: Context) -> None:
     table = read_on(ctx.on)
     if table.task == "regression":
         return
+    labels = table.labels
+    held_out = [labels[start::KEEP_FOLDS] for start in range(KEEP_FOLDS)]
     for seed in range(ctx.budget.seeds):
         world = table_world(table, seed)
-        for part in (world, *world.folds(size(ctx).folds)):
-            if len(np.unique(part.y[part.training_rows])) < 2:
-                gone = ", ".join(str(label) for label in table.labels[part.test])
-                raise UsageError(
-                    f"{ctx.on.path} has one class only once the domains {gone} are held out: "
-                    "give both classes in more domains"
-                )
+        parts = (world, *world.folds(size(ctx).folds))
+        held_out += [
+            table.labels[np.setdiff1d(np.arange(len(table.labels)), p.train)] for p in parts
+        ]
+    for gone in held_out:
+        if len(np.unique(table.y[~np.isin(table.domains, gone)])) < 2:
+            raise UsageError(
+                f"{ctx.on.path} has one class only once the domains {', '.join(map(str, gone))} "
+                "are held out: give both classes in more domains"
+            )
