@@ -120,11 +120,8 @@ def scenarios(card: Card, module: str, root: Path = ROOT) -> list[list[str]]:
     """
     packages = packages_of(card.extras, root)
     text = _sources(module, root)
-    alone = [
-        [m]
-        for m, d in sorted(packages.items())
-        if re.search(rf"\b{m}\b", text) and not _needed_by_another(d, set(packages.values()))
-    ]
+    named = {m: d for m, d in sorted(packages.items()) if re.search(rf"\b{m}\b", text)}
+    alone = [[m] for m, d in named.items() if not _needed_by_another(d, set(named.values()))]
     return [sorted(packages), *[a for a in alone if a != sorted(packages)]]
 
 

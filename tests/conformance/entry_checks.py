@@ -5,12 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from jaxtyping import config
 
 from tests.conformance.harness import (
     EstimatorSpecimen,
@@ -23,7 +19,7 @@ from tests.conformance.harness import (
     subject,
 )
 from tests.conformance.values import arrays, assert_close, difference, leaves
-from tests.conformance.watch import global_states_watched, no_side_effects
+from tests.conformance.watch import annotations_unchecked, global_states_watched, no_side_effects
 from trialrun.catalogue import Card
 
 SEEDS = (0, 1, 2, 3, 12345)
@@ -80,17 +76,6 @@ def no_file_and_no_network(specimen: Specimen) -> None:
     run_once(specimen, 0)  # lazy imports are over after this
     with no_side_effects(name_of(specimen)):
         run_once(specimen, 0)
-
-
-@contextmanager
-def annotations_unchecked() -> Iterator[None]:
-    """Switch the test run's annotation checks off: a user has none and must get our sentence."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        config.update("jaxtyping_disable", before)
 
 
 def bad_call_is_refused(specimen: Specimen, index: int) -> None:
