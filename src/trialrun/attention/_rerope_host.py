@@ -139,7 +139,7 @@ def make_forward(module: nn.Module, scheme: Scheme) -> MethodType:
         self: Any,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,  # noqa: ARG001 host's signature
-        attention_mask: Real | None = None,
+        attention_mask: Any = None,
         past_key_values: Cache | None = None,
         position_ids: Tensor | None = None,
         **_: Any,

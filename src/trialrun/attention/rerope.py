@@ -25,7 +25,7 @@ need("torch", extra="attention")
 need("jaxtyping", extra="attention")
 
 import torch  # noqa: E402
-from jaxtyping import Bool, Float, Shaped  # noqa: E402
+from jaxtyping import Float, Shaped  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from trialrun.attention._rectified import (  # noqa: E402
@@ -56,9 +56,9 @@ def rerope_attention(
     rotary: Rotary,
     window: int,
     slope: float | None = None,
-    positions: Shaped[Tensor, "*rows key"] | None = None,
+    positions: Shaped[Tensor, "..."] | None = None,
     logn_train_len: int | None = None,
-    padding: Bool[Tensor, "batch key"] | None = None,
+    padding: Shaped[Tensor, "..."] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "batch heads query value"]:
     """Attend causally at rectified distances (su2023rerope).

@@ -30,7 +30,7 @@ def _mask(rows: int, keys: int, nearest: int, window: int | None, device: str) -
     """Query i at key position p = keys - rows + i sees p - nearest - window < j <= p - nearest."""
     offset = keys - rows - nearest
 
-    def seen(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def seen(_batch: Any, _head: Any, i: Any, j: Any) -> Any:
         last = i + offset
         inside = j <= last
         return inside if window is None else inside & (j > last - window)

@@ -9,7 +9,7 @@ among fewer key heads without repeating the keys.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """One way to score a rectangle or a triangle of pairs."""
 

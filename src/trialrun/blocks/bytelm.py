@@ -19,7 +19,7 @@ need("transformers", extra="attention")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from jaxtyping import Float, Int, UInt8  # noqa: E402
+from jaxtyping import Float, Int, Integer, UInt8  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
@@ -135,7 +135,7 @@ def train(
     weigh : callable or None
         Gives a weight for each target of a batch, (size, time); None weighs all alike.
     """
-    model.to(device).train()
+    model.to(torch.device(device)).train()  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=schedule.rate, betas=(0.9, 0.98), weight_decay=schedule.decay
     )
@@ -181,11 +181,11 @@ def load_model(folder: Path, *, device: str = "cpu", **config: Any) -> LlamaForC
     model = LlamaForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, **config
     )
-    return model.to(device).eval()
+    return model.to(torch.device(device)).eval()  # type: ignore[arg-type]
 
 
 def last_targets(
-    data: Int[NDArray[Any], " tokens"],
+    data: Integer[NDArray[Any], " tokens"],
     *,
     longest: int,
     targets: int,

@@ -107,7 +107,7 @@ class Rotary(nn.Module):
         return f"{self.dim}, base={self.base:g}, interleaved={self.interleaved}"
 
     def forward(
-        self, x: Float[Tensor, "*rows time width"], positions: Shaped[Tensor, "*groups time"]
+        self, x: Float[Tensor, "*rows time width"], positions: Shaped[Tensor, "*groups steps"]
     ) -> Float[Tensor, "*rows time width"]:
         """Rotate ``x``.
 

@@ -84,17 +84,17 @@ def _patch(train_len: int, *, slope: float | None = None, at_limit: bool = False
 
 
 def _patched(
-    host: Host, length: int, *, slope: float | None = None, at_limit: bool = False
+    host: Host, _length: int, *, slope: float | None = None, at_limit: bool = False
 ) -> tuple[Any, Any]:
     model = load_host(host)
     return model, _patch(host.train_len, slope=slope, at_limit=at_limit).attached(model)
 
 
-def _plain(host: Host, length: int) -> tuple[Any, Any]:
+def _plain(host: Host, _length: int) -> tuple[Any, Any]:
     return load_host(host), nullcontext()
 
 
-def _sliding(host: Host, length: int) -> tuple[Any, Any]:
+def _sliding(host: Host, _length: int) -> tuple[Any, Any]:
     return load_host(host, sliding=host.train_len), nullcontext()
 
 
@@ -107,7 +107,7 @@ def _scaled(host: Host, length: int, *, kind: str) -> tuple[Any, Any]:
 
 
 def _loss(ctx: Context, *, ready: Ready, at_train_len: bool = False) -> Measurement:
-    """Return the loss on the same last targets, a quarter of T of them, at every length."""
+    """Return the loss on the same last targets, T/2 of them, at every length."""
     host = host_of(ctx)
     lengths = lengths_of(ctx, host)
     sizes = sizes_of(ctx)
@@ -118,7 +118,7 @@ def _loss(ctx: Context, *, ready: Ready, at_train_len: bool = False) -> Measurem
         windows=sizes.model_windows if ctx.model is not None else sizes.text.scored,
         seed=ctx.seed,
     )
-    points = {}
+    points: dict[str, float] = {}
     for name, length in lengths.items():
         context = host.train_len if at_train_len else length
         if not (at_train_len and points):

@@ -1,4 +1,4 @@
-"""Repeat at a distance: a span is written, other symbols follow, and the span must be written again.
+"""Repeat at a distance: a span is written, other symbols follow, and the span comes again.
 
 Each symbol of a span carries its place in it, so that its successor can be found by content in
 one step of attention. Without that, an induction head would have to form first, which takes far

@@ -149,7 +149,7 @@ def load_host(
         use_safetensors=True,
         dtype=torch.float32 if host.device == "cpu" else torch.bfloat16,
     )
-    return model.to(host.device).eval()
+    return model.to(torch.device(host.device)).eval()  # type: ignore[arg-type]
 
 
 def _with_sliding_window(config: Any, window: int) -> Any:

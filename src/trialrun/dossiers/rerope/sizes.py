@@ -51,8 +51,8 @@ BUDGETS = {
     ),
     "quick": Sizes(
         seeds=3,
-        text=Task(shape=_SMALL, schedule=Schedule(steps=170, batch=24), scored=32),
-        copy=Task(shape=_COPIER, schedule=Schedule(steps=260, batch=16), scored=48),
+        text=Task(shape=_SMALL, schedule=Schedule(steps=170, batch=24), scored=48),
+        copy=Task(shape=_COPIER, schedule=Schedule(steps=240, batch=16), scored=32),
     ),
     "full": Sizes(
         seeds=5,
