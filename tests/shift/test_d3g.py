@@ -12,14 +12,14 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
 from tests.naive.d3g import (
     naive_head_outputs,
     naive_kernel,
     naive_learned,
     naive_loss,
 )
-from torch import nn
-
 from trialrun.shift.d3g import (
     D3GClassifier,
     D3GLoss,

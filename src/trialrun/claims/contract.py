@@ -31,6 +31,10 @@ class Budget:
     unit_megabytes: int = 4000
 
 
+FILE_OPTIONS = ("metadata",)
+"""Options of ``--on`` whose value is a file, not a name."""
+
+
 @dataclass(frozen=True)
 class On:
     """The user's own material: what ``--on`` named, and the options that came with it.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trialrun.claims.contract import On
+from trialrun.claims.contract import FILE_OPTIONS, On
 from trialrun.claims.files import read_json, write_json
 
 _CHUNK = 1 << 20
@@ -35,7 +35,7 @@ def digest_of(path: str) -> str:
 
 def describe_on(on: On) -> dict[str, Any]:
     """Return what a record says about the user's material: its name and content, not its place."""
-    files = {k: digest_of(v) for k, v in on.options.items() if Path(v).is_file()}
+    files = {k: digest_of(v) for k, v in on.options.items() if k in FILE_OPTIONS}
     return {
         "kind": on.kind,
         "name": Path(on.path).name,

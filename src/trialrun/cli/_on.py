@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trialrun.catalogue import Accepts, Card
-from trialrun.claims.contract import On
+from trialrun.claims.contract import FILE_OPTIONS, On
 from trialrun.core.errors import UsageError
 from trialrun.material.packs import PACKS, require_pack
 
@@ -43,7 +43,7 @@ def resolve_on(card: Card, path: str, options: dict[str, str]) -> On:
     extra = [f"--{name}" for name in options if name not in (*chosen.needs, *chosen.options)]
     if extra:
         raise UsageError(f"{', '.join(extra)} does not go with a {chosen.kind} for {card.slug}")
-    full = {k: str(Path(v).resolve()) if Path(v).is_file() else v for k, v in options.items()}
+    full = {k: str(Path(v).resolve()) if k in FILE_OPTIONS else v for k, v in options.items()}
     return On(chosen.kind, str(target.resolve()), full)
 
 

@@ -1,0 +1,1 @@
+"""Data packs and loaders: shipped with packages, generated, or the user's own files."""
