@@ -56,9 +56,9 @@ def rerope_attention(
     rotary: Rotary,
     window: int,
     slope: float | None = None,
-    positions: Shaped[Tensor, "..."] | None = None,
+    positions: Shaped[Tensor, "... _"] | None = None,
     logn_train_len: int | None = None,
-    padding: Shaped[Tensor, "..."] | None = None,
+    padding: Shaped[Tensor, "... _"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "batch heads query value"]:
     """Attend causally at rectified distances (su2023rerope).

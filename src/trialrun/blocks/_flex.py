@@ -30,12 +30,16 @@ def _mask(rows: int, keys: int, nearest: int, window: int | None, device: str) -
     """Query i at key position p = keys - rows + i sees p - nearest - window < j <= p - nearest."""
     offset = keys - rows - nearest
 
-    def seen(_batch: Any, _head: Any, i: Any, j: Any) -> Any:
-        last = i + offset
-        inside = j <= last
-        return inside if window is None else inside & (j > last - window)
-
-    return create_block_mask(seen, None, None, rows, keys, device=device)
+    # Lambdas, because the mask's maker counts its arguments and takes no wrapped function.
+    if window is None:
+        return create_block_mask(
+            lambda _b, _h, i, j: j <= i + offset, None, None, rows, keys, device=device
+        )
+    return create_block_mask(
+        lambda _b, _h, i, j: (j <= i + offset) & (j > i + offset - window),
+        *(None, None, rows, keys),
+        device=device,
+    )
 
 
 def flex(

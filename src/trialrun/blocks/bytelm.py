@@ -191,7 +191,7 @@ def last_targets(
     targets: int,
     windows: int,
     seed: int,
-) -> Int[Tensor, "windows tokens"]:
+) -> Int[Tensor, "windows length"]:
     """Draw the windows whose last ``targets`` tokens are scored at every context length.
 
     Every window holds ``longest`` tokens and one more, so that the same targets can be seen after
