@@ -119,25 +119,32 @@ def annotations_unchecked() -> Iterator[None]:
 
 
 @contextmanager
+def global_states_kept(seed: int) -> Iterator[None]:
+    """Seed the global generators for the body and put them back as they were."""
+    kept, kept_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch = sys.modules.get("torch")
+    kept_torch = torch.get_rng_state() if torch is not None else None
+    try:
+        _seed_all(seed)
+        with annotations_unchecked():  # the checker picks items to look at by `random`
+            yield
+    finally:
+        random.setstate(kept)
+        np.random.set_state(kept_numpy)  # noqa: NPY002
+        if torch is not None:
+            torch.set_rng_state(kept_torch)
+
+
+@contextmanager
 def global_states_watched(what: str, seed: int) -> Iterator[None]:
     """Seed the global generators with ``seed``, run the body, and raise if it moved one of them.
 
     Different seeds in two runs that must agree also show a draw whose state was put back.
     """
-    kept, kept_numpy = random.getstate(), np.random.get_state()
-    torch = sys.modules.get("torch")
-    kept_torch = torch.get_rng_state() if torch is not None else None
-    try:
-        _seed_all(seed)
+    with global_states_kept(seed):
         before = _states()
-        with annotations_unchecked():  # the checker picks items to look at by `random`
-            yield
+        yield
         after = _states()
-    finally:
-        random.setstate(kept)
-        np.random.set_state(kept_numpy)
-        if torch is not None:
-            torch.set_rng_state(kept_torch)
     moved = [name for name in before if before[name] != after[name]]
     if moved:
         raise Broken(f"{what} moved the global random state of {', '.join(moved)}")
