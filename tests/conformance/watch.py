@@ -121,7 +121,7 @@ def annotations_unchecked() -> Iterator[None]:
 @contextmanager
 def global_states_kept(seed: int) -> Iterator[None]:
     """Seed the global generators for the body and put them back as they were."""
-    kept, kept_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    kept, kept_numpy = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     kept_torch = torch.get_rng_state() if torch is not None else None
     try:
@@ -130,7 +130,7 @@ def global_states_kept(seed: int) -> Iterator[None]:
             yield
     finally:
         random.setstate(kept)
-        np.random.set_state(kept_numpy)  # noqa: NPY002
+        np.random.set_state(kept_numpy)
         if torch is not None:
             torch.set_rng_state(kept_torch)
 
