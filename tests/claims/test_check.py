@@ -39,6 +39,9 @@ def test_the_smoke_budget_gives_no_verdict(on_trial):
 def test_seeds_can_be_chosen(on_trial):
     (record,) = check.run_check(on_trial(seeds=2)).records
     assert record["seeds"] == [0, 1]
+    (fresh,) = check.run_check(on_trial(seeds=2, first_seed=50)).records
+    assert fresh["seeds"] == [50, 51]
+    assert fresh["arms"]["ours"]["points"] != record["arms"]["ours"]["points"]
 
 
 def test_a_preparation_runs_once_a_seed_and_only_for_the_arms_that_need_it(on_trial):
@@ -84,6 +87,7 @@ def test_material_goes_only_to_the_claims_that_take_it(on_trial, tmp_path):
         ({"budget": "huge"}, UsageError, "no budget 'huge': choose one of smoke, quick"),
         ({"budget": "paper"}, NotRunnable, "no budget 'paper'"),
         ({"seeds": 0}, UsageError, "--seeds must be at least 1"),
+        ({"first_seed": -1}, UsageError, "--first-seed must be at least 0"),
         ({"claims": ("nix",)}, UsageError, "no claim 'nix': choose one of better"),
     ],
 )

@@ -47,11 +47,12 @@ def test_a_unit_over_its_memory_is_stopped(order):
     assert done.fault == "limit"
 
 
-def test_a_worker_that_dies_is_tried_again_once_and_then_given_up(order):
-    done = outcomes(order("dies"), *(order("ours", claim="better", seed=s) for s in range(4)))
+def test_a_worker_that_dies_costs_only_its_own_unit(order):
+    bystanders = [order("ours", claim="better", seed=s, budget="full") for s in range(4)]
+    done = outcomes(order("dies"), *bystanders, order("dies", seed=1))
     assert "ended from outside" in done["odd--dies--0"].error
-    assert [k for k, o in done.items() if o.error] == ["odd--dies--0"]
-    assert len(done) == 5
+    assert {k for k, o in done.items() if o.error} == {"odd--dies--0", "odd--dies--1"}
+    assert len(done) == 6
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,10 @@ def test_a_finished_unit_is_read_and_not_run_again(order, tmp_path):
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
-def test_units_run_in_other_processes(order, tmp_path):
-    outcomes(*(order("ours", claim="better", seed=s) for s in range(3)))
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_units_run_in_other_processes(order, tmp_path, jobs):
+    orders = [order("ours", claim="better", seed=s) for s in range(3)]
+    assert len(list(run_orders(orders, jobs=jobs))) == 3
     pids = {int(line.split()[2]) for line in (tmp_path / "log").read_text().splitlines()}
     assert os.getpid() not in pids
 

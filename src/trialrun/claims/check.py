@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trialrun.catalogue import Card, Claim, find_card
-from trialrun.claims.contract import Context, On, Trial
+from trialrun.claims.contract import Budget, Context, On, Trial
 from trialrun.claims.engine import run_orders
 from trialrun.claims.fingerprint import fingerprint
 from trialrun.claims.judge import NOT_TESTED, judge
@@ -32,6 +32,7 @@ class Request:
     budget: str = "quick"
     claims: tuple[str, ...] = ()
     seeds: int | None = None
+    first_seed: int | None = None
     on: On | None = None
     model: str | None = None
     engine: str = "local"
@@ -88,6 +89,8 @@ def _budget_of(trial: Trial, request: Request) -> str:
         raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
     if request.seeds is not None and request.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {request.seeds}")
+    if request.first_seed is not None and request.first_seed < 0:
+        raise UsageError(f"--first-seed must be at least 0, got {request.first_seed}")
     if request.jobs is not None and request.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {request.jobs}")
     return request.budget
@@ -110,10 +113,12 @@ def _chosen_claims(card: Card, request: Request) -> tuple[Claim, ...]:
     raise UsageError(f"{card.slug} does not take a {kind} of your own: see trialrun show")
 
 
-def _units(trial: Trial, claims: Sequence[Claim], seeds: int) -> tuple[list[Unit], list[Unit]]:
+def _units(
+    trial: Trial, claims: Sequence[Claim], seeds: Sequence[int]
+) -> tuple[list[Unit], list[Unit]]:
     first: dict[Unit, None] = {}
     arms: list[Unit] = []
-    for seed in range(seeds):
+    for seed in seeds:
         for claim in claims:
             for arm in claim.arms:
                 names = _needs(trial, claim.id, arm)
@@ -122,12 +127,14 @@ def _units(trial: Trial, claims: Sequence[Claim], seeds: int) -> tuple[list[Unit
     return list(first), arms
 
 
-def _identity(card: Card, claims: Sequence[Claim], request: Request, seeds: int) -> dict[str, Any]:
+def _identity(
+    card: Card, claims: Sequence[Claim], request: Request, seeds: Sequence[int]
+) -> dict[str, Any]:
     return {
         "slug": card.slug,
         "budget": request.budget,
         "claims": [claim.id for claim in claims],
-        "seeds": seeds,
+        "seeds": list(seeds),
         "fingerprint": [fingerprint(card, claim) for claim in claims],
         "on": describe_on(request.on) if request.on else None,
         "model": digest_of(request.model) if request.model else None,
@@ -135,11 +142,11 @@ def _identity(card: Card, claims: Sequence[Claim], request: Request, seeds: int)
 
 
 def _values(
-    claim: Claim, outcomes: Mapping[str, Outcome], seeds: int
+    claim: Claim, outcomes: Mapping[str, Outcome], seeds: Sequence[int]
 ) -> dict[str, dict[str, list[float]]]:
     arms: dict[str, dict[str, list[float]]] = {}
     for arm in claim.arms:
-        rows = [outcomes[Unit(claim.id, arm, seed).key] for seed in range(seeds)]
+        rows = [outcomes[Unit(claim.id, arm, seed).key] for seed in seeds]
         names = set(rows[0].points)
         if any(set(row.points) != names for row in rows):
             raise UsageError(f"arm {arm} of {claim.id} measured different points at its seeds")
@@ -147,10 +154,12 @@ def _values(
     return arms
 
 
-def _arm_table(claim: Claim, outcomes: Mapping[str, Outcome], seeds: int) -> dict[str, Any]:
+def _arm_table(
+    claim: Claim, outcomes: Mapping[str, Outcome], seeds: Sequence[int]
+) -> dict[str, Any]:
     table = {}
     for arm, points in _values(claim, outcomes, seeds).items():
-        rows = [outcomes[Unit(claim.id, arm, seed).key] for seed in range(seeds)]
+        rows = [outcomes[Unit(claim.id, arm, seed).key] for seed in seeds]
         extras = {k for row in rows for k in row.extra}
         table[arm] = {
             "points": points,
@@ -167,24 +176,35 @@ class _Plan:
     trial: Trial
     claims: tuple[Claim, ...]
     request: Request
-    seeds: int
+    budget: Budget
     device: str
     first: list[Unit]
     arms: list[Unit]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.budget.all_seeds
 
 
 def _plan(request: Request) -> _Plan:
     card = find_card(request.slug)
     claims = _chosen_claims(card, request)
     trial = load_trial(module_of(card.slug))
-    budget = with_seeds(trial.budgets[_budget_of(trial, request)], request.seeds)
+    named = trial.budgets[_budget_of(trial, request)]
+    budget = with_seeds(named, request.seeds, request.first_seed)
     device = choose_device(request.budget)
     if trial.check_on is not None and (request.on is not None or request.model is not None):
         trial.check_on(
-            Context(budget=budget, seed=0, device=device, on=request.on, model=request.model)
+            Context(
+                budget=budget,
+                seed=budget.first_seed,
+                device=device,
+                on=request.on,
+                model=request.model,
+            )
         )
-    first, arms = _units(trial, claims, budget.seeds)
-    return _Plan(card, trial, claims, request, budget.seeds, device, first, arms)
+    first, arms = _units(trial, claims, budget.all_seeds)
+    return _Plan(card, trial, claims, request, budget, device, first, arms)
 
 
 def _run_units(plan: _Plan, run: Run, on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
@@ -212,6 +232,8 @@ def _order(plan: _Plan, run: Run, unit: Unit) -> Order:
         plan.device,
         request.on,
         request.model,
+        seeds=plan.budget.seeds,
+        first_seed=plan.budget.first_seed,
     )
 
 
@@ -267,8 +289,8 @@ def _verdict_of(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> d
 
 def _concerns(plan: _Plan, claim: Claim, outcome: Outcome) -> bool:
     needed = {name for arm in claim.arms for name in _needs(plan.trial, claim.id, arm)}
-    keys = {Unit("", name, seed).key for name in needed for seed in range(plan.seeds)}
-    keys |= {Unit(claim.id, arm, seed).key for arm in claim.arms for seed in range(plan.seeds)}
+    keys = {Unit("", name, seed).key for name in needed for seed in plan.seeds}
+    keys |= {Unit(claim.id, arm, seed).key for arm in claim.arms for seed in plan.seeds}
     return outcome.key in keys
 
 
@@ -283,7 +305,7 @@ def _record(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome], wall: fl
         "slug": plan.card.slug,
         "claim": claim.id,
         "budget": plan.request.budget,
-        "seeds": list(range(plan.seeds)),
+        "seeds": list(plan.seeds),
         **_verdict_of(plan, claim, outcomes),
         "unit_seconds": round(sum(o.seconds for o in concerned), 3),
         "run_seconds": round(wall, 3),
@@ -346,13 +368,13 @@ def _keep(plan: _Plan, run: Run) -> str:
     if request.on is None and request.model is None:
         return ""
     context = Context(
-        budget=replace(plan.trial.budgets[request.budget], seeds=plan.seeds),
-        seed=0,
+        budget=plan.budget,
+        seed=plan.budget.first_seed,
         device=plan.device,
         on=request.on,
         model=request.model,
         prepared_root=run.folder / "prepared",
     )
-    target = run.folder / "kept"
+    target = run.folder.resolve() / "kept"
     target.mkdir(exist_ok=True)
     return plan.trial.keep(context, target)

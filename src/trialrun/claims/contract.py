@@ -19,7 +19,10 @@ class Budget:
     Parameters
     ----------
     seeds : int
-        Number of seeds; a run uses seeds 0, 1, ...
+        Number of seeds.
+    first_seed : int
+        A run uses seeds ``first_seed``, ``first_seed + 1``, ... A budget whose seeds nobody has
+        looked at while the check was built makes its verdict confirmatory.
     unit_seconds : float
         Limit on the wall-clock time of one unit, in seconds.
     unit_megabytes : int
@@ -27,8 +30,14 @@ class Budget:
     """
 
     seeds: int
+    first_seed: int = 0
     unit_seconds: float = 600.0
     unit_megabytes: int = 4000
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Return the seeds of a run, in order."""
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
 
 FILE_OPTIONS = ("metadata",)

@@ -1,7 +1,8 @@
 """Run units in worker processes through joblib: loky here, Ray's backend on a cluster.
 
 The engine knows nothing of claims. It hands out orders, yields outcomes as they come, and when a
-worker dies it starts a new pool for the rest; a unit whose worker died twice is given up.
+worker dies it starts a new pool; the units in flight are tried again one by one, so that only the
+guilty one is given up.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.core.extras import need
 
 ENGINES = ("local", "ray")
-_TRIES = 2
 _POLL_SECONDS = 0.2
 
 
@@ -31,7 +31,7 @@ def _backend(engine: str, jobs: int) -> Iterator[None]:
     with ExitStack() as stack:
         if engine == "local":
             stack.enter_context(
-                parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1)
+                parallel_config(backend="loky", n_jobs=max(2, jobs), inner_max_num_threads=1)
             )
         elif engine == "ray":
             ray = need("ray", extra="cluster")
@@ -67,7 +67,9 @@ def _one_round(orders: Sequence[Order], engine: str, jobs: int) -> Iterator[Outc
         yield from _watched(orders, jobs)
         return
     with _backend(engine, jobs):
-        pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+        # With one job joblib would run units in this process; they must not share its fate.
+        ahead = 1 if jobs == 1 else "all"
+        pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=ahead)
         yield from pool(delayed(run_unit)(order) for order in orders)
 
 
@@ -134,34 +136,37 @@ def run_orders(
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
     workers = jobs or default_jobs(engine)
     waiting = {o.unit.key: replace(o, parent=os.getpid()) for o in orders}
-    tries: dict[str, int] = {}
+    suspects: list[str] = []
     while waiting:
-        before = len(waiting)
+        alone = [key for key in suspects if key in waiting][:1]
+        now = [waiting[key] for key in alone or waiting]
         try:
-            for outcome in _one_round(list(waiting.values()), engine, workers):
+            for outcome in _one_round(now, engine, workers):
                 del waiting[outcome.key]
                 yield outcome
         except _deaths(engine) as error:
-            blamed = _blamed(list(waiting.values()))
-            if not blamed and len(waiting) == before:
+            blamed = _blamed(now)
+            if not blamed and alone:
                 raise NotRunnable(
                     f"the {engine} workers died before they began a unit ({error}): "
                     "try --jobs 1, or look at the cluster's own logs"
                 ) from error
-            yield from _after_a_death(waiting, tries, blamed)
+            suspects = [*blamed, *(key for key in suspects if key in waiting)] or [*waiting]
+            for outcome in _given_up(now, blamed, alone=bool(alone)):
+                del waiting[outcome.key]
+                yield outcome
 
 
-def _after_a_death(
-    waiting: dict[str, Order], tries: dict[str, int], blamed: dict[str, str]
-) -> Iterator[Outcome]:
-    for key, reason in blamed.items():
-        order = waiting[key]
-        tries[key] = tries.get(key, 0) + 1
+def _given_up(orders: Sequence[Order], blamed: dict[str, str], *, alone: bool) -> Iterator[Outcome]:
+    """Yield failures for units whose worker said why it ended, or died with no other unit near."""
+    for order in orders:
+        key = order.unit.key
+        if key not in blamed:
+            continue
         order.started_path.unlink(missing_ok=True)
         order.started_path.with_suffix(".failed").unlink(missing_ok=True)
-        if reason or tries[key] >= _TRIES:
-            del waiting[key]
-            words = reason or (
+        if blamed[key] or alone:
+            words = blamed[key] or (
                 "its worker process was ended from outside, most often for want of memory: "
                 "use --jobs 1 or a smaller budget"
             )

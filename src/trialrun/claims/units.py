@@ -54,6 +54,8 @@ class Order:
     on: On | None = None
     model: str | None = None
     parent: int = 0
+    seeds: int | None = None
+    first_seed: int | None = None
 
     @property
     def result_path(self) -> Path:
@@ -144,7 +146,7 @@ def _prepare(trial: Trial, order: Order, context: Context) -> Measurement:
 def _work(order: Order) -> Outcome:
     trial = load_trial(order.module)
     _one_thread()
-    budget = trial.budgets[order.budget]
+    budget = with_seeds(trial.budgets[order.budget], order.seeds, order.first_seed)
     context = _context(order, budget)
     on_stuck = None if os.getpid() == order.parent else _end_worker(order)
     with limited(
@@ -225,6 +227,7 @@ def run_unit(order: Order) -> Outcome:
     return outcome
 
 
-def with_seeds(budget: Budget, seeds: int | None) -> Budget:
-    """Return the budget with another number of seeds."""
-    return budget if seeds is None else replace(budget, seeds=seeds)
+def with_seeds(budget: Budget, seeds: int | None, first_seed: int | None) -> Budget:
+    """Return the budget with another number of seeds, or another first one."""
+    named = {"seeds": seeds, "first_seed": first_seed}
+    return replace(budget, **{name: value for name, value in named.items() if value is not None})

@@ -158,6 +158,7 @@ def check(
     claim: tuple[str, ...] = (),
     budget: Literal["smoke", "quick", "full", "gpu", "paper"] = "quick",
     seeds: int | None = None,
+    first_seed: int | None = None,
     on: str | None = None,
     target: str | None = None,
     domain: str | None = None,
@@ -190,6 +191,8 @@ def check(
         How much to spend: smoke proves that it runs, quick takes under a minute, full minutes.
     seeds
         Number of seeds in place of the budget's own.
+    first_seed
+        First seed in place of the budget's own: a replication on fresh draws.
     on
         Your own material: a file that the card accepts.
     target
@@ -232,7 +235,7 @@ def check(
         raise UsageError("--on and --model go with exactly one method")
     if given and on is None:
         raise UsageError(f"--{next(iter(given))} goes with --on")
-    if record and (on or model or seeds or claim):
+    if record and (on or model or seeds or first_seed or claim):
         raise UsageError("--record keeps whole runs on shipped material: leave out other options")
     chosen_model = resolve_model(model)
     if chosen_model is not None and not Path(chosen_model).is_dir():
@@ -244,6 +247,7 @@ def check(
             budget=budget,
             claims=claim,
             seeds=seeds,
+            first_seed=first_seed,
             on=resolve_on(card, on, given) if on else None,
             model=chosen_model,
             engine=engine,

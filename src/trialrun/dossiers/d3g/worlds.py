@@ -224,7 +224,7 @@ def check_on(ctx: Context) -> None:
         return
     labels = table.labels
     held_out = [labels[start::KEEP_FOLDS] for start in range(KEEP_FOLDS)]
-    for seed in range(ctx.budget.seeds):
+    for seed in ctx.budget.all_seeds:
         world = table_world(table, seed)
         parts = (world, *world.folds(size(ctx).folds))
         held_out += [
