@@ -208,11 +208,9 @@ class ReRoPE:
 
     Examples
     --------
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> import torch
-    >>> config = LlamaConfig(vocab_size=11, hidden_size=16, intermediate_size=16,
-    ...     num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8)
-    >>> model = LlamaForCausalLM(config).eval()
+    >>> from trialrun.blocks.bytelm import Shape, make_model
+    >>> model = make_model(Shape(layers=1, width=16, heads=2, length=8), seed=0).eval()
     >>> with ReRoPE(window=4, train_len=8, logn=True).attached(model):
     ...     out = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=9, do_sample=False)
     >>> out.shape
