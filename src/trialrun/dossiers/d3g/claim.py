@@ -244,7 +244,10 @@ TRIAL = Trial(
     budgets={
         "smoke": D3GBudget(seeds=2, steps=4, points=10, ozone_rows=10, folds=2, tune=False),
         "quick": D3GBudget(seeds=10, steps=200, points=60, ozone_rows=60, folds=3, tune=False),
-        "full": D3GBudget(seeds=15, steps=400, points=100, ozone_rows=200, folds=4, tune=True),
+        # Seeds that nobody had looked at when the number of seeds and the worlds were settled.
+        "full": D3GBudget(
+            seeds=15, first_seed=100, steps=400, points=100, ozone_rows=200, folds=4, tune=True
+        ),
         "gpu": D3GBudget(seeds=10, steps=1000, points=1000, ozone_rows=700, folds=4, tune=True),
     },
     arms={
