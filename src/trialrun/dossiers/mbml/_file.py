@@ -23,7 +23,8 @@ KEPT_SYMBOLS = 65_536
 def code_length_on_file(ctx: Context, arm: str) -> Measurement:
     """Measure an arm's bits per symbol on this seed's block of the file."""
     file = _read(ctx)
-    block = file.blocks(sizes_of(ctx).seeds)[ctx.seed - sizes_of(ctx).first_seed][: sizes_of(ctx).file_symbols]
+    sizes = sizes_of(ctx)
+    block = file.blocks(sizes.seeds)[ctx.seed - sizes.first_seed][: sizes.file_symbols]
     x = torch.from_numpy(block)[None]
     if arm == "ptw-shuffled":
         x = x[:, torch.from_numpy(rng(ctx.seed, "shuffle").permutation(x.shape[1]))]
