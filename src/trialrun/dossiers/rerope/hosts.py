@@ -8,7 +8,6 @@ given the true ratio of lengths, which is the best it can hope for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,6 @@ def lengths_of(ctx: Context, host: Host) -> dict[str, int]:
     return kept
 
 
-@lru_cache(maxsize=2)
 def corpus(on: On | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return bytes to train on and bytes held out: the standard library's, or the user's file.
 
