@@ -1,7 +1,7 @@
 import pytest
 
 from tests.claims.fakes import fake_card, fake_claim, shelve
-from trialrun.claims import check
+from trialrun.claims.plan import Request
 
 
 @pytest.fixture
@@ -21,6 +21,6 @@ def on_trial(monkeypatch, tmp_path):
 
     def request(**more):
         more = {"claims": ("better",), "out": tmp_path / "runs", "jobs": 2, **more}
-        return check.Request(slug="fake", **more)
+        return Request(slug="fake", **more)
 
     return request

@@ -1,7 +1,7 @@
 """A made-up dossier for tests of the engine and of the command line."""
 
 from trialrun.catalogue import Accepts, Card, Claim, Rule, Text
-from trialrun.claims import check, records
+from trialrun.claims import check, plan, records
 from trialrun.claims import fingerprint as prints
 from trialrun.cli import check as command
 
@@ -38,8 +38,9 @@ def fake_card():
 def shelve(patch):
     """Put the made-up dossier on the shelf, through a pytest monkeypatch, and return its card."""
     card = fake_card()
-    for module in (check, command, records):
+    for module in (plan, command, records):
         patch.setattr(module, "find_card", lambda slug: card)
-    patch.setattr(check, "module_of", lambda slug: MODULE)
+    for module in (check, plan):
+        patch.setattr(module, "module_of", lambda slug: MODULE)
     patch.setattr(prints, "_closure", lambda start: ())
     return card

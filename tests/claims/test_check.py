@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from trialrun.claims import check
+from trialrun.claims import check, plan
 from trialrun.claims.contract import On
 from trialrun.claims.judge import HOLDS, NOT_TESTED
 from trialrun.claims.records import read_records
@@ -103,7 +103,7 @@ def test_a_gpu_budget_without_a_gpu_says_so():
     import torch
 
     if torch.cuda.is_available():
-        assert check.choose_device("gpu") == "cuda"
+        assert plan.choose_device("gpu") == "cuda"
     else:
         with pytest.raises(NotRunnable, match="needs a CUDA GPU"):
-            check.choose_device("gpu")
+            plan.choose_device("gpu")

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from tests.claims.fakes import shelve
 from trialrun.claims import check
+from trialrun.claims.plan import Request
 with pytest.MonkeyPatch.context() as patch:
     shelve(patch)
-    check.run_check(check.Request(slug="fake", claims=("better",), budget="full", jobs=2,
+    check.run_check(Request(slug="fake", claims=("better",), budget="full", jobs=2,
                                   out=Path(sys.argv[1]), resume="--resume" in sys.argv))
 """
 

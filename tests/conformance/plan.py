@@ -34,7 +34,7 @@ from tests.conformance.harness import (
     name_of,
 )
 from trialrun.catalogue import Card, find_card, slugs
-from trialrun.claims.check import module_of
+from trialrun.claims.plan import module_of
 from trialrun.claims.units import load_trial
 from trialrun.core.errors import UsageError
 

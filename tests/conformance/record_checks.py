@@ -11,10 +11,11 @@ from typing import Any
 
 from tests.conformance.harness import NotApplicable, require, written
 from trialrun.catalogue import Card, Claim
-from trialrun.claims.check import Checked, Request, module_of, run_check
+from trialrun.claims.check import Checked, run_check
 from trialrun.claims.engine import stop_workers
 from trialrun.claims.files import read_json
 from trialrun.claims.judge import HOLDS, NOT_TESTED, VERDICTS, judge
+from trialrun.claims.plan import Request, module_of
 from trialrun.claims.records import Record, is_stale, newest, plain_judgement, read_records
 from trialrun.claims.units import Order, Unit, run_unit
 

@@ -9,37 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trialrun.catalogue import Card, Claim, find_card
-from trialrun.claims.contract import Budget, Context, On, Trial
+from trialrun.catalogue import Card, Claim
+from trialrun.claims.contract import Context
 from trialrun.claims.engine import run_orders
 from trialrun.claims.fingerprint import fingerprint
 from trialrun.claims.judge import NOT_TESTED, judge
 from trialrun.claims.machine import describe_machine, library_versions, source_commit
+from trialrun.claims.plan import Plan, Request, make_plan, module_of, steps_needed
 from trialrun.claims.records import FORMAT, Record, append_record, plain_judgement, sealed
 from trialrun.claims.runs import Run, describe_on, digest_of, open_run
-from trialrun.claims.units import Order, Outcome, Unit, failed, load_trial, with_seeds
+from trialrun.claims.units import Order, Outcome, Unit, failed
 from trialrun.core.errors import NotRunnable, UsageError
-from trialrun.core.extras import need
-
-BUDGETS = ("smoke", "quick", "full", "gpu", "paper")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to check and how. ``record_to`` names records files beside the run folder's own."""
-
-    slug: str
-    budget: str = "quick"
-    claims: tuple[str, ...] = ()
-    seeds: int | None = None
-    first_seed: int | None = None
-    on: On | None = None
-    model: str | None = None
-    engine: str = "local"
-    jobs: int | None = None
-    resume: bool = False
-    out: Path = Path("trialrun-runs")
-    record_to: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,71 +40,6 @@ class Checked:
     folder: Path
     failures: tuple[Outcome, ...]
     keep: str = ""
-
-
-def module_of(slug: str) -> str:
-    """Return the name of a dossier's claim module."""
-    return f"trialrun.dossiers.{slug}.claim"
-
-
-def choose_device(budget: str) -> str:
-    """Return the device of a budget.
-
-    Raises
-    ------
-    NotRunnable
-        If the budget is ``gpu`` and no GPU is at hand.
-    """
-    if budget != "gpu":
-        return "cpu"
-    if not need("torch", extra="all").cuda.is_available():
-        raise NotRunnable("the gpu budget needs a CUDA GPU and none is at hand: use --budget full")
-    return "cuda"
-
-
-def _budget_of(trial: Trial, request: Request) -> str:
-    if request.budget not in trial.budgets:
-        known = ", ".join(trial.budgets)
-        reason = f"{request.slug} has no budget {request.budget!r}: choose one of {known}"
-        raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
-    if request.seeds is not None and request.seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {request.seeds}")
-    if request.first_seed is not None and request.first_seed < 0:
-        raise UsageError(f"--first-seed must be at least 0, got {request.first_seed}")
-    if request.jobs is not None and request.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {request.jobs}")
-    return request.budget
-
-
-def _chosen_claims(card: Card, request: Request) -> tuple[Claim, ...]:
-    if not card.claims:
-        raise NotRunnable(f"{card.slug} is a draft without claims: write its card and claim.py")
-    chosen = tuple(card.claim(c) for c in request.claims) or card.claims
-    if request.on is None and request.model is None:
-        return chosen
-    kind = request.on.kind if request.on is not None else "model"
-    for accepts in card.accepts:
-        if accepts.kind == kind:
-            usable = tuple(c for c in chosen if c.id in accepts.claims)
-            if usable:
-                return usable
-            can = ", ".join(accepts.claims)
-            raise UsageError(f"{card.slug} checks {can} on a {kind}: choose one with --claim")
-    raise UsageError(f"{card.slug} does not take a {kind} of your own: see trialrun show")
-
-
-def _units(
-    trial: Trial, claims: Sequence[Claim], seeds: Sequence[int]
-) -> tuple[list[Unit], list[Unit]]:
-    first: dict[Unit, None] = {}
-    arms: list[Unit] = []
-    for seed in seeds:
-        for claim in claims:
-            for arm in claim.arms:
-                names = _needs(trial, claim.id, arm)
-                first.update({Unit("", name, seed): None for name in names})
-                arms.append(Unit(claim.id, arm, seed))
-    return list(first), arms
 
 
 def _identity(
@@ -170,44 +85,7 @@ def _arm_table(
     return table
 
 
-@dataclass(frozen=True)
-class _Plan:
-    card: Card
-    trial: Trial
-    claims: tuple[Claim, ...]
-    request: Request
-    budget: Budget
-    device: str
-    first: list[Unit]
-    arms: list[Unit]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return self.budget.all_seeds
-
-
-def _plan(request: Request) -> _Plan:
-    card = find_card(request.slug)
-    claims = _chosen_claims(card, request)
-    trial = load_trial(module_of(card.slug))
-    named = trial.budgets[_budget_of(trial, request)]
-    budget = with_seeds(named, request.seeds, request.first_seed)
-    device = choose_device(request.budget)
-    if trial.check_on is not None and (request.on is not None or request.model is not None):
-        trial.check_on(
-            Context(
-                budget=budget,
-                seed=budget.first_seed,
-                device=device,
-                on=request.on,
-                model=request.model,
-            )
-        )
-    first, arms = _units(trial, claims, budget.all_seeds)
-    return _Plan(card, trial, claims, request, budget, device, first, arms)
-
-
-def _run_units(plan: _Plan, run: Run, on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
+def _run_units(plan: Plan, run: Run, on_progress: Callable[[Progress], None]) -> Iterator[Outcome]:
     total, done = len(plan.first) + len(plan.arms), 0
     lost: dict[str, Outcome] = {}
     on_progress(Progress(plan.card.slug, 0, total, ""))
@@ -222,7 +100,7 @@ def _run_units(plan: _Plan, run: Run, on_progress: Callable[[Progress], None]) -
             yield outcome
 
 
-def _order(plan: _Plan, run: Run, unit: Unit) -> Order:
+def _order(plan: Plan, run: Run, unit: Unit) -> Order:
     request = plan.request
     return Order(
         unit,
@@ -237,15 +115,17 @@ def _order(plan: _Plan, run: Run, unit: Unit) -> Order:
     )
 
 
-def _lost_step(plan: _Plan, unit: Unit, lost: Mapping[str, Outcome]) -> Outcome | None:
+def _lost_step(plan: Plan, unit: Unit, lost: Mapping[str, Outcome]) -> Outcome | None:
     if not unit.claim:
         return None
-    steps = (Unit("", name, unit.seed).key for name in _needs(plan.trial, unit.claim, unit.arm))
+    steps = (
+        Unit("", name, unit.seed).key for name in steps_needed(plan.trial, unit.claim, unit.arm)
+    )
     return next((lost[key] for key in steps if key in lost), None)
 
 
 def _run_or_skip(
-    plan: _Plan, orders: Sequence[Order], able: Sequence[Order], lost: Mapping[str, Outcome]
+    plan: Plan, orders: Sequence[Order], able: Sequence[Order], lost: Mapping[str, Outcome]
 ) -> Iterator[Outcome]:
     for order in orders:
         cause = _lost_step(plan, order.unit, lost)
@@ -264,7 +144,7 @@ def _raise_user_faults(failures: Sequence[Outcome]) -> None:
             raise OSError(outcome.error)
 
 
-def _verdict_of(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def _verdict_of(plan: Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     failures = [o for o in outcomes.values() if o.error and _concerns(plan, claim, o)]
     if failures:
         reason = f"{failures[0].key} failed: {failures[0].error}"
@@ -287,18 +167,14 @@ def _verdict_of(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> d
     }
 
 
-def _concerns(plan: _Plan, claim: Claim, outcome: Outcome) -> bool:
-    needed = {name for arm in claim.arms for name in _needs(plan.trial, claim.id, arm)}
+def _concerns(plan: Plan, claim: Claim, outcome: Outcome) -> bool:
+    needed = {name for arm in claim.arms for name in steps_needed(plan.trial, claim.id, arm)}
     keys = {Unit("", name, seed).key for name in needed for seed in plan.seeds}
     keys |= {Unit(claim.id, arm, seed).key for arm in claim.arms for seed in plan.seeds}
     return outcome.key in keys
 
 
-def _needs(trial: Trial, claim_id: str, arm: str) -> tuple[str, ...]:
-    return trial.needs.get(f"{claim_id}/{arm}", trial.needs.get(claim_id, ()))
-
-
-def _record(plan: _Plan, claim: Claim, outcomes: Mapping[str, Outcome], wall: float) -> Record:
+def _record(plan: Plan, claim: Claim, outcomes: Mapping[str, Outcome], wall: float) -> Record:
     concerned = [o for o in outcomes.values() if _concerns(plan, claim, o)]
     return {
         "format": FORMAT,
@@ -343,7 +219,7 @@ def run_check(
         If the run folder cannot be written.
     """
     began = time.monotonic()
-    plan = _plan(request)
+    plan = make_plan(request)
     identity = _identity(plan.card, plan.claims, request, plan.seeds)
     run = open_run(request.out, plan.card.slug, identity, resume=request.resume)
     outcomes = {o.key: o for o in _run_units(plan, run, on_progress)}
@@ -361,7 +237,7 @@ def run_check(
     return Checked(tuple(records), run.folder, failures, _keep(plan, run))
 
 
-def _keep(plan: _Plan, run: Run) -> str:
+def _keep(plan: Plan, run: Run) -> str:
     request = plan.request
     if plan.trial.keep is None or request.budget == "smoke":
         return ""

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from trialrun.catalogue import Card, find_card, slugs
-from trialrun.claims.check import Checked, Progress, Request, run_check
+from trialrun.claims.check import Checked, Progress, run_check
 from trialrun.claims.engine import stop_workers
 from trialrun.claims.judge import (
     BROKEN_CHECK,
@@ -25,6 +25,7 @@ from trialrun.claims.judge import (
     NOT_RESOLVED,
     NOT_TESTED,
 )
+from trialrun.claims.plan import Request
 from trialrun.cli._on import resolve_model, resolve_on
 from trialrun.core.errors import MissingExtra, NotRunnable, UsageError
 from trialrun.material.packs import require_pack
