@@ -55,9 +55,15 @@ def test_outputs_and_gradients_match_the_slow_twin(slope, queries, keys, window)
     _agrees(_inputs(queries, keys), window=window, slope=slope, logn=5)
 
 
-def test_sixty_three_tokens_match_on_both_kernels():
-    for backend in ("sdpa", "eager"):
-        _agrees(_inputs(63, 63, batch=1), window=9, slope=4.0, backend=backend)
+def test_sixty_three_tokens_match_and_both_kernels_agree():
+    inputs = _inputs(63, 63, batch=1)
+    settings = {"window": 9, "slope": 4.0}
+    _agrees(inputs, **settings)
+    both = [
+        rerope_attention(*inputs, rotary=ROTARY, backend=name, **settings)
+        for name in ("sdpa", "eager")
+    ]
+    torch.testing.assert_close(*both, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("queries", [1, 5, 13])

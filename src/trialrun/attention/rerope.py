@@ -24,19 +24,16 @@ from trialrun.core.extras import need
 need("torch", extra="attention")
 need("jaxtyping", extra="attention")
 
-import torch  # noqa: E402
 from jaxtyping import Float, Shaped  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from trialrun.attention._rectified import (  # noqa: E402
     Rectified,
-    Row,
     Scheme,
     attend_rows,
-    attend_run,
     real_rows,
 )
-from trialrun.attention._scattered import attend_scattered  # noqa: E402
+from trialrun.attention._rerope_call import attend_at_positions, check_call  # noqa: E402
 from trialrun.blocks.attention import check_qkv, pick_backend  # noqa: E402
 from trialrun.blocks.patching import (  # noqa: E402
     attached,
@@ -110,7 +107,7 @@ def rerope_attention(
     False
     """
     check_qkv(q, k, v)
-    _check_call(q, k, rotary, positions, logn_train_len, padding)
+    check_call(q, k, rotary, positions, logn_train_len, padding)
     pick_backend(backend, q, v)
     rule = Rectified(window, slope)
     scheme = Scheme(rotary, rule, logn_train_len, backend)
@@ -119,62 +116,7 @@ def rerope_attention(
     rows = real_rows(padding) if padding is not None else None
     if positions is None:
         return attend_rows(q, k, v, scheme, rows)
-    return _at_positions(q, k, v, scheme, positions.expand(k.shape[0], -1), rows)
-
-
-def _check_call(
-    q: Tensor,
-    k: Tensor,
-    rotary: Rotary,
-    positions: Tensor | None,
-    logn_train_len: int | None,
-    padding: Tensor | None,
-) -> None:
-    if not isinstance(rotary, Rotary):
-        raise UsageError(f"rotary must be a trialrun Rotary, got {type(rotary).__name__}")
-    if rotary.dim > q.shape[3]:
-        raise UsageError(f"rotary turns {rotary.dim} features, and q has only {q.shape[3]}")
-    batch, keys = k.shape[0], k.shape[2]
-    if positions is not None and tuple(positions.shape) not in ((keys,), (1, keys), (batch, keys)):
-        raise UsageError(
-            f"positions must give every key's position, shape ({keys},) or ({batch}, {keys}), "
-            f"got {tuple(positions.shape)}"
-        )
-    if logn_train_len is not None and logn_train_len < 2:
-        raise UsageError(f"logn_train_len must be at least 2 tokens, got {logn_train_len}")
-    if padding is not None and (padding.dtype != torch.bool or padding.shape != (batch, keys)):
-        raise UsageError(
-            f"padding must be bool of shape ({batch}, {keys}), True for real tokens, got "
-            f"{padding.dtype} of shape {tuple(padding.shape)}"
-        )
-
-
-def _at_positions(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scheme: Scheme,
-    positions: Tensor,
-    rows: tuple[Row, ...] | None,
-) -> Tensor:
-    steps = positions.diff(dim=1) == 1
-    offset = k.shape[2] - q.shape[2]
-    if rows is None and bool(steps.all()) and bool((positions[:, 0] == positions[0, 0]).all()):
-        return attend_run(q, k, v, scheme, position=float(positions[0, 0]))
-    parts = []
-    for b in range(k.shape[0]):
-        one = slice(b, b + 1)
-        row = rows[b] if rows is not None else Row(0, k.shape[2])
-        at = row.take(positions[one, None, :, None])[0, 0, :, 0]
-        mine, keys, values = row.take(q[one], offset), row.take(k[one]), row.take(v[one])
-        if not mine.shape[2]:
-            found = mine.new_zeros((*mine.shape[:3], v.shape[3]))
-        elif bool((at.diff() == 1).all()):
-            found = attend_run(mine, keys, values, scheme, position=float(at[0]))
-        else:
-            found = attend_scattered(mine, keys, values, at, scheme)
-        parts.append(row.put(q[one], found, offset))
-    return torch.cat(parts)
+    return attend_at_positions(q, k, v, scheme, positions.expand(k.shape[0], -1), rows)
 
 
 class ReRoPE:

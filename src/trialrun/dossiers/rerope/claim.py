@@ -49,15 +49,16 @@ STEEP = 2.0
 Ready = Callable[[Host, int], tuple[Any, Any]]
 
 
-def _quietly(model: Any) -> Any:
-    # Reading past the training length is the point here; the reminder would be printed per unit.
+def _be_quiet() -> None:
+    # Reading past the training length is the point here, and units run beside a progress bar.
     transformers_logging.get_logger("transformers").setLevel(logging.ERROR)
-    return model
+    transformers_logging.disable_progress_bar()
 
 
 def _prepare_text(ctx: Context, folder: Path) -> None:
     if ctx.model is not None:
         return
+    _be_quiet()
     task = sizes_of(ctx).text
     data = corpus(ctx.on)[0]
     model = make_model(task.shape, seed=ctx.seed)
@@ -66,6 +67,7 @@ def _prepare_text(ctx: Context, folder: Path) -> None:
 
 
 def _prepare_copy(ctx: Context, folder: Path) -> None:
+    _be_quiet()
     task = sizes_of(ctx).copy
     save_model(_train_copier(task.shape, task.schedule, ctx), folder)
 
@@ -108,6 +110,7 @@ def _scaled(host: Host, length: int, *, kind: str) -> tuple[Any, Any]:
 
 def _loss(ctx: Context, *, ready: Ready, at_train_len: bool = False) -> Measurement:
     """Return the loss on the same last targets, T/2 of them, at every length."""
+    _be_quiet()
     host = host_of(ctx)
     lengths = lengths_of(ctx, host)
     sizes = sizes_of(ctx)
@@ -124,9 +127,7 @@ def _loss(ctx: Context, *, ready: Ready, at_train_len: bool = False) -> Measurem
         if not (at_train_len and points):
             model, patched = ready(host, context)
             with patched:
-                found = loss_on_last(
-                    _quietly(model), windows, context=context, targets=host.train_len // 2
-                )
+                found = loss_on_last(model, windows, context=context, targets=host.train_len // 2)
         points[name] = float(found.mean())
     return Measurement(points, n=windows.shape[0] * (host.train_len // 2))
 
@@ -139,6 +140,7 @@ def _copy(
     sliding: bool = False,
 ) -> Measurement:
     """Return the copy accuracy at distances of 2T, 4T and 8T, and within T beside them."""
+    _be_quiet()
     task = sizes_of(ctx).copy
     length = task.shape.length
     folder = ctx.prepared("copy")
@@ -146,7 +148,7 @@ def _copy(
         model = load_host(Host(str(folder), length, ctx.device), sliding=length)
     else:
         model = load_model(folder, device=ctx.device)
-    score = partial(copy_accuracy, _quietly(model), count=task.scored, seed=ctx.seed, repeat=repeat)
+    score = partial(copy_accuracy, model, count=task.scored, seed=ctx.seed, repeat=repeat)
     with patch(length).attached(model) if patch is not None else nullcontext():
         points = {f"{m}T": score(distance=m * length) for m in sizes_of(ctx).multiples}
         within = score(distance=length // 2)
