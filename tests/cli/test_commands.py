@@ -72,6 +72,16 @@ def test_an_edited_record_is_left_out_and_ends_in_code_two(trialrun, tmp_path, m
     assert (tmp_path / "trialrun-runs" / "report.html").is_file()
 
 
+def test_a_torn_record_is_reported_and_is_no_failure(trialrun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "trialrun-runs" / "d3g" / "one"
+    run.mkdir(parents=True)
+    (run / "records.jsonl").write_text('{"slug": "d3')
+    code, _, err = trialrun("report")
+    assert code == 0
+    assert "line 1 is torn" in err
+
+
 def test_the_version_is_told(trialrun):
     code, out, _ = trialrun("--version")
     assert (code, out.strip()) == (0, "0.1.0")

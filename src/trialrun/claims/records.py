@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from typing import Any
 from trialrun.catalogue import Claim, find_card
 from trialrun.claims.fingerprint import fingerprint
 from trialrun.claims.judge import Judgement
-from trialrun.core.errors import UsageError
 from trialrun.core.intervals import Interval
 
 FORMAT = 1
+_TORN = "is torn"
 Record = dict[str, Any]
 
 
@@ -107,7 +107,7 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
     records : list of dict
         The lines that are whole and carry the right checksum, oldest first.
     problems : list of str
-        One sentence for each line that was left out.
+        One sentence for each line that was left out; see `is_torn`.
     """
     if not path.is_file():
         return [], []
@@ -123,7 +123,7 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             cut = torn_last and number == len(lines)
-            what = "is torn, its run was cut off while writing" if cut else "is not valid JSON"
+            what = f"{_TORN}, its run was cut off while writing" if cut else "is not valid JSON"
             problems.append(f"{spot} {what}: the line is left out, run the check again")
             continue
         if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
@@ -153,7 +153,6 @@ def newest(records: list[Record], claim: Claim, *, slug: str, budget: str) -> Re
     return None
 
 
-def require_sound(problems: Sequence[str]) -> None:
-    """Raise when records were damaged or edited, after the sound ones have been shown."""
-    if problems:
-        raise UsageError("; ".join(problems))
+def is_torn(problem: str) -> bool:
+    """Tell a line cut off by the end of its run, which is no fault of anyone's, from others."""
+    return _TORN in problem

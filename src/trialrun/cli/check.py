@@ -103,7 +103,9 @@ def _plots(card: Card, checked: Checked) -> str:
 def _print_checked(card: Card, checked: Checked, lang: str, debug: bool) -> None:
     for record in checked.records:
         print()
-        print("\n".join(claim_lines(card, card.claim(record["claim"]), record, lang=lang)))
+        last = record is checked.records[-1]
+        claim = card.claim(record["claim"])
+        print("\n".join(claim_lines(card, claim, record, lang=lang, not_tested=last)))
     for outcome in checked.failures[:3] if debug else ():
         print(outcome.trace, file=sys.stderr)
     if checked.keep:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from trialrun.catalogue import find_card, slugs
-from trialrun.claims.records import require_sound
+from trialrun.cli._problems import report_problems
 from trialrun.report.page import build_report, collect
 
 
@@ -35,5 +35,4 @@ def report(
     target = build_report(entries, to or runs / "report.html", lang=lang)
     print(f"report: {target.resolve()}", file=sys.stderr)
     print(target)
-    require_sound(entries.problems)
-    return 0
+    return report_problems(entries.problems)

@@ -7,7 +7,8 @@ from importlib.resources import as_file, files
 from typing import Literal
 
 from trialrun.catalogue import Card, find_card, read_notes
-from trialrun.claims.records import is_stale, newest, read_records, require_sound
+from trialrun.claims.records import is_stale, newest, read_records
+from trialrun.cli._problems import report_problems
 
 _WORDS = {
     "en": ("Papers", "read", "Claims", "no record yet", "stale", "Takes", "Not tested", "Import"),
@@ -67,5 +68,4 @@ def show(slug: str, *, lang: Literal["en", "zh"] = "en") -> int:
         print(f"  {item.what[lang]}: {item.why[lang]}")
     print()
     Console(width=100 if not sys.stdout.isatty() else None).print(Markdown(read_notes(slug, lang)))
-    require_sound(problems)
-    return 0
+    return report_problems(problems)

@@ -228,7 +228,12 @@ def _verdict(record: Mapping[str, Any], facts: Facts, lang: str) -> list[str]:
 
 
 def claim_lines(
-    card: Card, claim: Claim, record: Mapping[str, Any] | None, *, lang: str = "en"
+    card: Card,
+    claim: Claim,
+    record: Mapping[str, Any] | None,
+    *,
+    lang: str = "en",
+    not_tested: bool = True,
 ) -> list[str]:
     """Lay one claim and its record out as lines of at most 100 columns.
 
@@ -240,6 +245,8 @@ def claim_lines(
     record : mapping or None
         As `trialrun.claims.records` writes it; None shows the claim and how to run it.
     lang : {"en", "zh"}
+    not_tested : bool
+        End with what of the paper is not tested; once is enough under several claims.
 
     Returns
     -------
@@ -257,7 +264,7 @@ def claim_lines(
         if facts.stale:
             lines += _line("stale", _STALE[lang].format(command), lang)
     joint = " · ".join(item.what[lang].rstrip(".。 ") for item in card.not_tested)
-    return lines + (_line("not tested", joint, lang) if joint else [])
+    return lines + (_line("not tested", joint, lang) if joint and not_tested else [])
 
 
 def _measured(claim: Claim, record: Mapping[str, Any], facts: Facts, lang: str) -> list[str]:
