@@ -12,6 +12,12 @@ def test_comments_docstrings_and_blank_lines_do_not_count():
     assert prints.essential_text(dressed) == prints.essential_text(plain)
 
 
+def test_code_after_a_docstring_on_its_line_counts():
+    one = 'def f():\n    "doc"; return 1\n'
+    assert prints.essential_text(one) != prints.essential_text(one.replace("1", "2"))
+    assert prints.essential_text(one) == prints.essential_text(one.replace("doc", "dok"))
+
+
 def test_code_and_strings_count():
     assert prints.essential_text("x = 1") != prints.essential_text("x = 2")
     assert prints.essential_text("x = '# a'") != prints.essential_text("x = '# b'")

@@ -128,6 +128,49 @@ def test_a_control_that_passes_breaks_the_check(claim):
     assert (judged.verdict, judged.rival.word) == (judge.HOLDS, "ahead")
 
 
+def test_a_control_that_is_as_noisy_as_ours_is_not_taken_for_a_failure(claim):
+    arms = {
+        "ours": {"value": [3.0, 3.1, 2.9, 3.0, 3.1]},
+        "plain": {"value": [0.0, 0.1, 0.0, 0.1, 0.0]},
+        "rival": {"value": [0.0] * 5},
+        "control": {"value": [9.0, -5.0, 8.0, -6.0, 7.0]},
+    }
+    judged = judge.judge(claim, arms)
+    assert (judged.ours.word, judged.control.word) == (judge.HOLDS, judge.NOT_RESOLVED)
+    assert judged.verdict == judge.NOT_RESOLVED
+    assert "control was not shown to fail" in judged.reason
+
+
+@pytest.mark.parametrize("points", [("a",), ("a", "b", "c")])
+def test_a_control_that_does_what_ours_does_is_seldom_passed_over(claim, points):
+    generator = np.random.default_rng(5)
+    held = 0
+    for _ in range(2000):
+        arms = {
+            arm: {p: generator.normal(level, 1.0, size=SEEDS) for p in points}
+            for arm, level in (("ours", 3.0), ("control", 3.0), ("plain", 0.0), ("rival", 0.0))
+        }
+        held += judge.judge(claim, arms).verdict == judge.HOLDS
+    assert held / 2000 <= 0.05
+
+
+def test_splitting_one_table_anew_does_not_make_false_holds_more_frequent():
+    # Effects of 36 domains are fixed and average to nothing; each seed draws the tested half.
+    generator = np.random.default_rng(3)
+    rates = {}
+    for resplit in (0.0, 1.0):
+        held = 0
+        for _ in range(1000):
+            effects = generator.normal(size=36)
+            effects -= effects.mean()
+            seeds = [generator.permutation(36)[:18] for _ in range(15)]
+            ours = [effects[half].mean() for half in seeds]
+            split_rule = rule("paired_difference", resplit=resplit)
+            held += judge.paired_difference(ours, [0.0] * 15, split_rule)[0] == judge.HOLDS
+        rates[resplit] = held / 1000
+    assert rates[1.0] <= 0.05
+
+
 def test_an_unmeasured_arm_is_named(claim):
     with pytest.raises(UsageError, match="lacks measurements of rival, control"):
         judge.judge(claim, {"ours": {"value": [1.0]}, "plain": {"value": [1.0]}})

@@ -26,6 +26,12 @@ def test_intervals_cover_the_true_mean_at_the_stated_rate():
     assert covered == pytest.approx(0.95, abs=0.012)
 
 
+def test_overlapping_replicates_widen_the_interval():
+    plain, split = (mean_interval([1.0, 2.0, 4.0, 5.0], resplit=r) for r in (0.0, 0.5))
+    ratio = (split.high - split.mean) / (plain.high - plain.mean)
+    assert ratio == pytest.approx(np.sqrt((1 / 4 + 0.5) * 4))
+
+
 def test_one_seed_resolves_nothing():
     interval = mean_interval([4.0])
     assert (interval.mean, interval.low, interval.high) == (4.0, -np.inf, np.inf)

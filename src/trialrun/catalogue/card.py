@@ -51,7 +51,8 @@ class Rule:
     to pass, for ``noninferior`` and ``equivalent`` the largest loss that still counts as level.
     ``against`` names the arm to compare with (``threshold`` and ``ordering`` have none).
     ``points`` restricts the rule to some of the measured points, all of which must satisfy it;
-    for ``ordering`` it lists them from worst to best.
+    for ``ordering`` it lists them from worst to best. ``resplit`` is for seeds that split one table
+    anew: the ratio of held-out to training units, which widens the interval.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Rule:
     against: str = ""
     points: tuple[str, ...] = ()
     confidence: float = 0.95
+    resplit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,8 @@ def _check_rule(where: str, claim: Claim) -> None:
     _one_of(f"{where}.direction", rule.direction, DIRECTIONS)
     if not 0.5 < rule.confidence < 1:
         raise UsageError(f"{where}.confidence must be in (0.5, 1), got {rule.confidence}")
+    if rule.resplit < 0:
+        raise UsageError(f"{where}.resplit must not be negative, got {rule.resplit}")
     compared = rule.kind not in ("threshold", "ordering")
     if compared and not rule.against:
         raise UsageError(f"{where}.against must name the arm that {rule.kind} compares with")

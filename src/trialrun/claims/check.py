@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def _identity(
         "fingerprint": [fingerprint(card, claim) for claim in claims],
         "on": describe_on(request.on) if request.on else None,
         "model": digest_of(request.model) if request.model else None,
+        "versions": {**library_versions(), "python": describe_machine()["python"]},
     }
 
 
@@ -110,8 +111,7 @@ def _order(plan: Plan, run: Run, unit: Unit) -> Order:
         plan.device,
         request.on,
         request.model,
-        seeds=plan.budget.seeds,
-        first_seed=plan.budget.first_seed,
+        overrides=request.overrides,
     )
 
 
@@ -134,14 +134,25 @@ def _run_or_skip(
     yield from run_orders(able, engine=plan.request.engine, jobs=plan.request.jobs)
 
 
-def _raise_user_faults(failures: Sequence[Outcome]) -> None:
+def _raise_user_faults(plan: Plan, failures: Sequence[Outcome]) -> None:
+    own = plan.request.on is not None or plan.request.model is not None
     for outcome in failures:
-        if outcome.fault == "usage":
+        if outcome.fault == "usage" and own:
             raise UsageError(outcome.error)
         if outcome.fault == "not runnable":
             raise NotRunnable(outcome.error)
         if outcome.fault == "files":
             raise OSError(outcome.error)
+
+
+def _as_split(plan: Plan, claim: Claim) -> Claim:
+    """Return the claim with the interval that the user's own material calls for."""
+    if plan.trial.resplit is None or plan.request.on is None:
+        return claim
+    context = Context(
+        budget=plan.budget, seed=plan.budget.first_seed, device=plan.device, on=plan.request.on
+    )
+    return replace(claim, rule=replace(claim.rule, resplit=plan.trial.resplit(context)))
 
 
 def _verdict_of(plan: Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -150,7 +161,7 @@ def _verdict_of(plan: Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> di
         reason = f"{failures[0].key} failed: {failures[0].error}"
         return {"verdict": NOT_TESTED, "reason": reason, "arms": {}, "judgement": None}
     table = _arm_table(claim, outcomes, plan.seeds)
-    judged = judge(claim, {arm: row["points"] for arm, row in table.items()})
+    judged = judge(_as_split(plan, claim), {arm: row["points"] for arm, row in table.items()})
     if plan.request.budget == "smoke":
         reason = "the smoke budget proves that the check runs and gives no verdict"
         return {
@@ -161,7 +172,7 @@ def _verdict_of(plan: Plan, claim: Claim, outcomes: Mapping[str, Outcome]) -> di
         }
     return {
         "verdict": judged.verdict,
-        "reason": "",
+        "reason": judged.reason,
         "arms": table,
         "judgement": plain_judgement(judged),
     }
@@ -224,7 +235,7 @@ def run_check(
     run = open_run(request.out, plan.card.slug, identity, resume=request.resume)
     outcomes = {o.key: o for o in _run_units(plan, run, on_progress)}
     failures = tuple(o for o in outcomes.values() if o.error)
-    _raise_user_faults(failures)
+    _raise_user_faults(plan, failures)
     wall = time.monotonic() - began
     records = []
     for claim in plan.claims:

@@ -133,6 +133,9 @@ class Trial:
         Steps shared by several arms of one seed, such as training a model. Each is called once
         per seed with an empty folder to fill; its files appear under `Context.prepared`.
     needs : mapping of claim id (or ``claim/arm``) to names of preparation steps
+    resplit : callable or None
+        For material of the user's own: called with the `Context`, returns the rule's ``resplit``,
+        the ratio of held-out to training units where seeds split one table anew.
     check_on : callable or None
         Called once, before any unit, with the user's `Context`; raises ``UsageError`` when the
         material won't do.
@@ -145,5 +148,6 @@ class Trial:
     arms: Mapping[str, Mapping[str, Arm]]
     prepare: Mapping[str, Preparation] = field(default_factory=dict)
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    resplit: Callable[[Context], float] | None = None
     check_on: Callable[[Context], None] | None = None
     keep: Callable[[Context, Path], str] | None = None

@@ -34,17 +34,15 @@ def _source(module: str) -> str | None:
     return None
 
 
-def _imports(source: str, module: str) -> set[str]:
+def _imports(source: str) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join([*module.split(".")[: -node.level], *filter(None, [base])])
-            found.add(base)
-            found.update(f"{base}.{alias.name}" for alias in node.names)
+            # Imports are absolute throughout; ruff refuses others.
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return {name for name in found if name.startswith(f"{_PACKAGE}.")}
 
 
@@ -65,8 +63,12 @@ def essential_text(source: str) -> str:
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             first = node.body[0]
-            for row in range(first.lineno - 1, first.end_lineno or first.lineno):
+            last = first.end_lineno or first.lineno
+            for row in range(first.lineno - 1, last - 1):
                 lines[row] = ""
+            # Columns of the syntax tree count bytes. What follows on the line is code, and counts.
+            rest = lines[last - 1].encode()[first.end_col_offset or 0 :].decode()
+            lines[last - 1] = rest.lstrip(" ;")
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
@@ -79,7 +81,7 @@ def _closure(start: tuple[str, ...]) -> tuple[str, ...]:
         if module in seen or source is None:
             continue
         seen.add(module)
-        wanted = _imports(source, module) - seen
+        wanted = _imports(source) - seen
         todo += [name for name in wanted if not name.startswith(_ENGINE)]
     return tuple(sorted(seen))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trialrun.catalogue import Claim, Rule
 from trialrun.core.errors import UsageError
@@ -62,6 +62,7 @@ class Judgement:
     ours: Finding
     control: Finding
     rival: Finding
+    reason: str = ""
 
 
 def _word_beyond(low: float, high: float, margin: float) -> str:
@@ -83,7 +84,8 @@ def _signed(interval: Interval, rule: Rule) -> Interval:
 def _difference(ours: Sequence[float], other: Sequence[float], rule: Rule) -> Interval:
     if len(ours) != len(other):
         raise UsageError(f"paired arms must have equally many seeds, got {len(ours)}, {len(other)}")
-    return mean_interval([a - b for a, b in zip(ours, other)], confidence=rule.confidence)
+    pairs = [a - b for a, b in zip(ours, other)]
+    return mean_interval(pairs, confidence=rule.confidence, resplit=rule.resplit)
 
 
 def paired_difference(
@@ -143,7 +145,7 @@ def equivalent(ours: Sequence[float], other: Sequence[float], rule: Rule) -> tup
 
 def threshold(ours: Sequence[float], rule: Rule) -> tuple[str, Interval]:
     """Ask whether the mean lies beyond the number ``margin`` in the rule's direction."""
-    interval = mean_interval(ours, confidence=rule.confidence)
+    interval = mean_interval(ours, confidence=rule.confidence, resplit=rule.resplit)
     sign = 1.0 if rule.direction == "higher" else -1.0
     effect = _signed(interval, rule)
     if effect.low > sign * rule.margin:
@@ -207,9 +209,36 @@ def apply_rule(rule: Rule, ours: Points, against: Points | None) -> Finding:
     return Finding(_weakest(words), {p: interval for p, (_, interval) in judged.items()})
 
 
+def _plain_difference(rule: Rule, confidence: float | None = None) -> Rule:
+    return replace(
+        rule,
+        kind="paired_difference",
+        margin=0.0,
+        confidence=rule.confidence if confidence is None else confidence,
+    )
+
+
+def _shown_to_fail(rule: Rule, ours: Points, control: Points, found: Finding) -> bool:
+    """Tell whether the control was refuted, or was seen to be worse than ours at some point.
+
+    A control that merely was not resolved proves nothing: as noisy a control as ours would often
+    end there. The confidence is shared out over the points.
+    """
+    if found.word == DOES_NOT_HOLD:
+        return True
+    if rule.kind == "ordering":
+        first, last = rule.points[0], rule.points[-1]
+        ours, control = (
+            {"rise": [b - a for a, b in zip(arm[first], arm[last])]} for arm in (ours, control)
+        )
+    points = tuple(ours) if rule.kind == "ordering" else rule.points or tuple(ours)
+    plain = _plain_difference(rule, 1.0 - (1.0 - rule.confidence) / len(points))
+    return any(paired_difference(ours[p], control[p], plain)[0] == HOLDS for p in points)
+
+
 def _against_rival(rule: Rule, ours: Points, rival: Points) -> Finding:
     words, estimates = [], {}
-    plain = Rule("paired_difference", rule.metric, rule.unit, rule.direction)
+    plain = _plain_difference(rule)
     for point in rule.points or tuple(ours):
         word, estimates[point] = paired_difference(ours[point], rival[point], plain)
         words.append(word)
@@ -230,7 +259,8 @@ def judge(claim: Claim, arms: Mapping[str, Points]) -> Judgement:
     Returns
     -------
     Judgement
-        ``broken check`` where the control satisfies the rule too, whatever ours did.
+        ``broken check`` where the control satisfies the rule too, whatever ours did; ``not
+        resolved`` where ours satisfies it and the control was not shown to fail.
     """
     missing = [arm for arm in claim.arms if arm not in arms]
     if missing:
@@ -239,5 +269,10 @@ def judge(claim: Claim, arms: Mapping[str, Points]) -> Judgement:
     ours = apply_rule(claim.rule, arms[claim.ours], against)
     control = apply_rule(claim.rule, arms[claim.control], against)
     rival = _against_rival(claim.rule, arms[claim.ours], arms[claim.rival])
-    verdict = BROKEN_CHECK if control.word == HOLDS else ours.word
-    return Judgement(verdict, ours, control, rival)
+    if control.word == HOLDS:
+        return Judgement(BROKEN_CHECK, ours, control, rival)
+    shown = _shown_to_fail(claim.rule, arms[claim.ours], arms[claim.control], control)
+    if ours.word == HOLDS and not shown:
+        reason = "the rule is satisfied, but the control was not shown to fail: use more seeds"
+        return Judgement(NOT_RESOLVED, ours, control, rival, reason)
+    return Judgement(ours.word, ours, control, rival)

@@ -61,9 +61,15 @@ class _Watch(threading.Thread):
     def exceeded(self) -> str:
         self.usage.peak_bytes = max(self.usage.peak_bytes, resident_bytes() - self.base)
         if time.monotonic() - self.began > self.seconds:
-            return f"the unit ran longer than its limit of {self.seconds:g} s"
+            return (
+                f"the unit ran longer than its limit of {self.seconds:g} s: "
+                "raise it with --unit-seconds"
+            )
         if self.usage.peak_bytes > self.limit_bytes:
-            return f"the unit took more memory than its limit of {self.limit_bytes / 1e6:.0f} MB"
+            return (
+                f"the unit took more memory than its limit of {self.limit_bytes / 1e6:.0f} MB: "
+                "raise it with --unit-megabytes"
+            )
         return ""
 
     def run(self) -> None:

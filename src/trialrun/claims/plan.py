@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trialrun.catalogue import Card, Claim, find_card
 from trialrun.claims.contract import Budget, Context, On, Trial
-from trialrun.claims.units import Unit, load_trial, with_seeds
+from trialrun.claims.units import Unit, load_trial
 from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.core.extras import need
 
+_LEAST = {"seeds": 1, "first_seed": 0, "unit_seconds": 1, "unit_megabytes": 1, "jobs": 1}
 BUDGETS = ("smoke", "quick", "full", "gpu", "paper")
 
 
@@ -24,6 +26,8 @@ class Request:
     claims: tuple[str, ...] = ()
     seeds: int | None = None
     first_seed: int | None = None
+    unit_seconds: float | None = None
+    unit_megabytes: int | None = None
     on: On | None = None
     model: str | None = None
     engine: str = "local"
@@ -31,6 +35,12 @@ class Request:
     resume: bool = False
     out: Path = Path("trialrun-runs")
     record_to: tuple[Path, ...] = ()
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Return the budget's settings that the user changed."""
+        names = ("seeds", "first_seed", "unit_seconds", "unit_megabytes")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def module_of(slug: str) -> str:
@@ -58,12 +68,10 @@ def _budget_of(trial: Trial, request: Request) -> str:
         known = ", ".join(trial.budgets)
         reason = f"{request.slug} has no budget {request.budget!r}: choose one of {known}"
         raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
-    if request.seeds is not None and request.seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {request.seeds}")
-    if request.first_seed is not None and request.first_seed < 0:
-        raise UsageError(f"--first-seed must be at least 0, got {request.first_seed}")
-    if request.jobs is not None and request.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {request.jobs}")
+    for name, least in _LEAST.items():
+        value = getattr(request, name)
+        if value is not None and not value >= least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     return request.budget
 
 
@@ -135,8 +143,7 @@ def make_plan(request: Request) -> Plan:
     card = find_card(request.slug)
     claims = _chosen_claims(card, request)
     trial = load_trial(module_of(card.slug))
-    named = trial.budgets[_budget_of(trial, request)]
-    budget = with_seeds(named, request.seeds, request.first_seed)
+    budget = replace(trial.budgets[_budget_of(trial, request)], **request.overrides)
     device = choose_device(request.budget)
     if trial.check_on is not None and (request.on is not None or request.model is not None):
         trial.check_on(

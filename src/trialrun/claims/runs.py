@@ -15,21 +15,22 @@ from typing import Any
 from trialrun.claims.contract import FILE_OPTIONS, On
 from trialrun.claims.files import read_json, write_json
 
-_CHUNK = 1 << 20
-
 
 def digest_of(path: str) -> str:
-    """Return 16 hexadecimal digits of a file's content, or of a folder's names and sizes."""
-    target, digest = Path(path), hashlib.sha256()
-    if target.is_dir():
-        for file in sorted(p for p in target.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(target)} {file.stat().st_size}\n".encode())
-    elif target.is_file():
-        with target.open("rb") as handle:
-            while chunk := handle.read(_CHUNK):
-                digest.update(chunk)
-    else:
+    """Return 16 hexadecimal digits of what a file, or a folder's files, hold; else of the name.
+
+    A name may end in ``@LENGTH``, which counts as part of it.
+    """
+    plain, _, told = path.rpartition("@")
+    target = Path(plain if plain and told.isdigit() and not Path(path).exists() else path)
+    digest = hashlib.sha256(told.encode() if target != Path(path) else b"")
+    if not target.exists():
         digest.update(path.encode())
+    inside = [target] if target.is_file() else target.rglob("*")
+    for file in sorted(found for found in inside if found.is_file()):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(target)} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ so a unit that has finished stays finished whatever happens to the run.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import os
@@ -15,7 +16,8 @@ import sys
 import tempfile
 import threading
 import traceback
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from trialrun.core.errors import NotRunnable, TrialrunError
 
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_SECONDS = 5.0
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ class Order:
     on: On | None = None
     model: str | None = None
     parent: int = 0
-    seeds: int | None = None
-    first_seed: int | None = None
+    overrides: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def result_path(self) -> Path:
@@ -146,7 +148,7 @@ def _prepare(trial: Trial, order: Order, context: Context) -> Measurement:
 def _work(order: Order) -> Outcome:
     trial = load_trial(order.module)
     _one_thread()
-    budget = with_seeds(trial.budgets[order.budget], order.seeds, order.first_seed)
+    budget = replace(trial.budgets[order.budget], **dict[str, Any](order.overrides))
     context = _context(order, budget)
     on_stuck = None if os.getpid() == order.parent else _end_worker(order)
     with limited(
@@ -189,9 +191,11 @@ def read_outcome(path: Path) -> Outcome | None:
 
 def _fault_of(error: BaseException) -> str:
     kinds = ((LimitExceeded, "limit"), (NotRunnable, "not runnable"), (TrialrunError, "usage"))
-    for kind, word in (*kinds, (OSError, "files")):
+    for kind, word in kinds:
         if isinstance(error, kind):
             return word
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return "files"
     return "crash"
 
 
@@ -225,9 +229,3 @@ def run_unit(order: Order) -> Outcome:
             words = f"{type(error).__name__}: {words}"
         outcome = failed(order, words, _fault_of(error), traceback.format_exc())
     return outcome
-
-
-def with_seeds(budget: Budget, seeds: int | None, first_seed: int | None) -> Budget:
-    """Return the budget with another number of seeds, or another first one."""
-    named = {"seeds": seeds, "first_seed": first_seed}
-    return replace(budget, **{name: value for name, value in named.items() if value is not None})

@@ -162,6 +162,8 @@ def check(
     budget: Literal["smoke", "quick", "full", "gpu", "paper"] = "quick",
     seeds: int | None = None,
     first_seed: int | None = None,
+    unit_seconds: float | None = None,
+    unit_megabytes: int | None = None,
     on: str | None = None,
     target: str | None = None,
     domain: str | None = None,
@@ -196,6 +198,10 @@ def check(
         Number of seeds in place of the budget's own.
     first_seed
         First seed in place of the budget's own: a replication on fresh draws.
+    unit_seconds
+        Limit on the time of one unit, in seconds, in place of the budget's own.
+    unit_megabytes
+        Limit on the memory that one unit takes, in MB, in place of the budget's own.
     on
         Your own material: a file that the card accepts.
     target
@@ -251,6 +257,8 @@ def check(
             claims=claim,
             seeds=seeds,
             first_seed=first_seed,
+            unit_seconds=unit_seconds,
+            unit_megabytes=unit_megabytes,
             on=resolve_on(card, on, given) if on else None,
             model=chosen_model,
             engine=engine,

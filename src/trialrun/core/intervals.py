@@ -104,7 +104,9 @@ def t_quantile(probability: float, freedom: int) -> float:
     return 0.5 * (low + high)
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+def mean_interval(
+    values: Sequence[float], *, confidence: float = 0.95, resplit: float = 0.0
+) -> Interval:
     """Return the mean of ``values`` with its two-sided Student-t interval.
 
     Parameters
@@ -112,6 +114,10 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     values : sequence of float, shape (n,)
         Independent replicates, usually one per seed.
     confidence : float in (0.5, 1)
+    resplit : float, at least 0
+        Where replicates are random splits of one table, the ratio of held-out to training units.
+        Such replicates overlap, and the variance of their mean is taken as
+        (1/n + resplit) times their own (nadeau2003inference). 0 is for independent replicates.
 
     Raises
     ------
@@ -134,5 +140,5 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     if n == 1:
         return Interval(mean, -math.inf, math.inf, 1)
     variance = math.fsum((number - mean) ** 2 for number in numbers) / (n - 1)
-    half = t_quantile(0.5 + confidence / 2.0, n - 1) * math.sqrt(variance / n)
+    half = t_quantile(0.5 + confidence / 2.0, n - 1) * math.sqrt(variance * (1.0 / n + resplit))
     return Interval(mean, mean - half, mean + half, n)

@@ -154,10 +154,13 @@ def rule_words(claim: Claim, *, seeds: int = 0, points: Sequence[str] = ()) -> T
     over = f"over {seeds} {'seed' if seeds == 1 else 'seeds'}" if seeds else "over seeds"
     if paired:
         over = "paired " + over
+    if rule.resplit:
+        over += ", widened because the seeds split one table anew"
     count = f"{seeds} 个种子" if seeds else ("按种子" if paired else "跨种子")
     return Text(
         f"{said.en}; the whole {level}\u00a0% interval, {over}",
-        f"{said.zh}；整个 {level}\u00a0% 区间都须满足，{count}{'配对比较' if paired else ''}",
+        f"{said.zh}；整个 {level}\u00a0% 区间都须满足，{count}{'配对比较' if paired else ''}"
+        f"{'；种子只是重新划分同一张表，区间因此加宽' if rule.resplit else ''}",
     )
 
 

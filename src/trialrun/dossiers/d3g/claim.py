@@ -34,6 +34,7 @@ from trialrun.dossiers.d3g.worlds import (
     World,
     check_on,
     read_on,
+    resplit,
     size,
     worlds,
 )
@@ -287,5 +288,6 @@ TRIAL = Trial(
         "consistency": ("heads",),
     },
     check_on=check_on,
+    resplit=resplit,
     keep=keep,
 )

@@ -187,7 +187,7 @@ def read_on(on: On) -> DomainTable:
 def table_world(table: DomainTable, seed: int) -> World:
     """Hold out a third of the table's domains, at least two, drawn by ``seed``."""
     order = rng(seed, "held-out domains").permutation(len(table.labels))
-    n_test = max(2, round(len(order) / 3))
+    n_test = held_out_count(len(order))
     test, train = np.sort(order[:n_test]), np.sort(order[n_test:])
     domains = np.searchsorted(table.labels, table.domains)
     return World(
@@ -195,6 +195,18 @@ def table_world(table: DomainTable, seed: int) -> World:
         train, test, "distance", "r2" if table.task == "regression" else "accuracy",
         *_split_rows(domains, train, test),
     )  # fmt: skip
+
+
+def held_out_count(domains: int) -> int:
+    """Return how many of a user's domains are held out: a third, at least two."""
+    return max(2, round(domains / 3))
+
+
+def resplit(ctx: Context) -> float:
+    """Return held-out per training domain: every seed splits the user's one table anew."""
+    assert ctx.on is not None
+    domains = len(read_on(ctx.on).labels)
+    return held_out_count(domains) / (domains - held_out_count(domains))
 
 
 def _table(ctx: Context) -> dict[str, World]:

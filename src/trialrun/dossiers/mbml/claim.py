@@ -39,7 +39,7 @@ from trialrun.sequence.mbml import (
 
 WINDOWS = (4, 8, 16, 32, 64)
 LONG_WINDOWS = (16, 64, 256, 1024)
-FORGETS_EVERY = 8
+MEMORYLESS = 8
 
 
 def _best_window(sample: Sample, windows: tuple[int, ...]) -> Regret:
@@ -94,7 +94,7 @@ def train(ctx: Context, folder: Path, *, architecture: str, positions: str = "si
         layers=budget.layers if architecture == "transformer" else 1,
         heads=4,
         positions=positions,
-        window=FORGETS_EVERY,
+        window=MEMORYLESS,
     )
     net = train_meta(
         architecture,
@@ -160,15 +160,20 @@ class _ReadsShuffled:
 
 @dataclass(frozen=True)
 class _Forgets:
-    """A net whose state is emptied every ``every`` symbols."""
+    """A net that begins anew at every symbol, on exactly the ``symbols`` before it."""
 
     net: MetaPredictor
-    every: int
+    symbols: int
 
     def predict(self, x: Tensor) -> Tensor:
-        batch, time = x.shape
-        given = self.net.predict(x.reshape(-1, self.every))
-        return given.view(batch, time, -1)
+        time, seen = x.shape[1], self.symbols
+        start = self.net.predict(x[:, :seen])[:, : min(seen, time)]
+        if time <= seen:
+            return start
+        # A window of the symbols before t and the one at t, whose prediction is the last.
+        windows = x.unfold(1, seen + 1, 1)
+        later = self.net.predict(windows.reshape(-1, seen + 1))[:, -1]
+        return torch.cat([start, later.view(len(x), time - seen, -1)], dim=1)
 
 
 def memory(ctx: Context, *, arm: str) -> Measurement:
@@ -178,8 +183,8 @@ def memory(ctx: Context, *, arm: str) -> Measurement:
         result = _best_window(sample, WINDOWS)
     elif arm == "ptw":
         result = regret(PTW(sizes_of(ctx).depth), sample)
-    elif arm == "lstm-reset":
-        result = regret(_Forgets(_net(ctx, "lstm"), FORGETS_EVERY), sample)
+    elif arm == "lstm-last-8":
+        result = regret(_Forgets(_net(ctx, "lstm"), MEMORYLESS), sample)
     else:
         result = regret(_net(ctx, arm), sample)
     return Measurement.of(result.average().mean, n=len(sample.x))
@@ -219,7 +224,7 @@ TRIAL = Trial(
         "crossed": _arms(crossed, "own", "other", "window", "own-shuffled"),
         "switching": _arms(switching, "ptw", "kt", "window", "ptw-shuffled", "lin"),
         "near-bayes": _arms(near_bayes, "nets", "kt", "window", "nets-shuffled-past"),
-        "memory": _arms(memory, "lstm", "mlp", "window", "lstm-reset", "ptw"),
+        "memory": _arms(memory, "lstm", "mlp", "window", "lstm-last-8", "ptw"),
         "length": _arms(length, "lstm", "transformer", "alibi", "lstm-untrained", "window"),
     },
     prepare={
@@ -234,7 +239,7 @@ TRIAL = Trial(
         "near-bayes/nets-shuffled-past": ("lstm", "rnn", "transformer"),
         "memory/lstm": ("lstm",),
         "memory/mlp": ("mlp",),
-        "memory/lstm-reset": ("lstm",),
+        "memory/lstm-last-8": ("lstm",),
         "length/lstm": ("lstm",),
         "length/lstm-untrained": ("lstm",),
         "length/transformer": ("transformer",),

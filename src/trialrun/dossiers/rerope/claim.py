@@ -30,7 +30,13 @@ from trialrun.blocks.bytelm import (
     train,
 )
 from trialrun.claims.contract import Context, Measurement, Trial
-from trialrun.dossiers.rerope.copying import CopyBatches, copy_accuracy, copy_shape
+from trialrun.dossiers.rerope.copying import (
+    SPAN,
+    CopyBatches,
+    copy_accuracy,
+    copy_length,
+    copy_shape,
+)
 from trialrun.dossiers.rerope.hosts import (
     Host,
     check_model,
@@ -135,24 +141,24 @@ def _loss(ctx: Context, *, ready: Ready, at_train_len: bool = False) -> Measurem
 def _copy(
     ctx: Context,
     *,
-    patch: Callable[[int], ReRoPE] | None = None,
+    ready: Ready | None = None,
     repeat: bool = True,
-    sliding: bool = False,
 ) -> Measurement:
     """Return the copy accuracy at distances of 2T, 4T and 8T, and within T beside them."""
     _be_quiet()
     task = sizes_of(ctx).copy
     length = task.shape.length
-    folder = ctx.prepared("copy")
-    if sliding:
-        model = load_host(Host(str(folder), length, ctx.device), sliding=length)
-    else:
-        model = load_model(folder, device=ctx.device)
-    score = partial(copy_accuracy, model, count=task.scored, seed=ctx.seed, repeat=repeat)
-    with patch(length).attached(model) if patch is not None else nullcontext():
-        points = {f"{m}T": score(distance=m * length) for m in sizes_of(ctx).multiples}
-        within = score(distance=length // 2)
-    return Measurement(points, n=task.scored * 11, extra={"within_T": within})
+    host = Host(str(ctx.prepared("copy")), length, ctx.device)
+
+    def score(distance: int) -> float:
+        model, patched = (ready or _plain)(host, max(length, copy_length(distance)))
+        with patched:
+            return copy_accuracy(
+                model, distance=distance, count=task.scored, seed=ctx.seed, repeat=repeat
+            )
+
+    points = {f"{m}T": score(m * length) for m in sizes_of(ctx).multiples}
+    return Measurement(points, n=task.scored * (SPAN - 1), extra={"within_T": score(length // 2)})
 
 
 def _check_on(ctx: Context) -> None:
@@ -202,11 +208,14 @@ TRIAL = Trial(
             "yarn": partial(_loss, ready=partial(_scaled, kind="yarn")),
         },
         "extra-context": {
-            "rerope": partial(_copy, patch=_patch),
+            "rerope": partial(_copy, ready=_patched),
             "rope": _copy,
-            "sliding-window": partial(_copy, sliding=True),
-            "nothing-to-copy": partial(_copy, patch=_patch, repeat=False),
-            "window-at-T": partial(_copy, patch=partial(_patch, at_limit=True)),
+            "sliding-window": partial(_copy, ready=_sliding),
+            "nothing-to-copy": partial(_copy, ready=_patched, repeat=False),
+            "window-at-T": partial(_copy, ready=partial(_patched, at_limit=True)),
+            "interpolation": partial(_copy, ready=partial(_scaled, kind="linear")),
+            "ntk": partial(_copy, ready=partial(_scaled, kind="dynamic")),
+            "yarn": partial(_copy, ready=partial(_scaled, kind="yarn")),
         },
         "leaky": {
             "leaky": partial(_loss, ready=partial(_patched, slope=SLOPE)),

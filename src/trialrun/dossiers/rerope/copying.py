@@ -67,13 +67,18 @@ class CopyBatches:
         return weights
 
 
+def copy_length(distance: int) -> int:
+    """Return the length of a sequence with a repeat at a distance, in tokens."""
+    return distance + SPAN + LEAD
+
+
 @torch.no_grad()
 def copy_accuracy(
     model: Any, *, distance: int, count: int, seed: int, repeat: bool = True
 ) -> float:
     """Return the share of a span's symbols, after its first, that the model predicts rightly."""
     draw = rng(seed, "copying", "test", distance)
-    length = distance + SPAN + LEAD
+    length = copy_length(distance)
     ids = sequences(draw, np.full(count, distance), length=length, repeat=repeat)
     device = next(model.parameters()).device
     right = []

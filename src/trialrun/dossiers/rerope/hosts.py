@@ -54,16 +54,17 @@ def host_of(ctx: Context) -> Host:
     if name in PACKS:
         name = str(require_pack(name))
     config = _config(name)
-    return Host(name, int(told) if told else int(config.max_position_embeddings), ctx.device)
+    trained = int(told) if told else int(config.max_position_embeddings)
+    return Host(name, min(trained, sizes_of(ctx).model_pretends or trained), ctx.device)
 
 
 def _config(where: str) -> Any:
     try:
-        config = AutoConfig.from_pretrained(where, local_files_only=True)
+        config = AutoConfig.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise NotRunnable(
-            f"there is no model {where!r} here: give a folder saved by transformers, or fetch a "
-            f"hub id first with: hf download {where}"
+            f"no model could be read from {where!r}: give a folder saved by transformers, or a hub "
+            f"id that can be reached from here"
         ) from error
     if not hasattr(config, "max_position_embeddings"):
         raise UsageError(
@@ -124,7 +125,7 @@ def held_out_tokens(ctx: Context, host: Host) -> NDArray[Any]:
     held_out = corpus(ctx.on)[1]
     if ctx.model is None:
         return held_out
-    tokenizer = AutoTokenizer.from_pretrained(host.where, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(host.where)
     text = held_out.tobytes().decode("utf-8", errors="replace")
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -143,7 +144,6 @@ def load_host(
     model = AutoModelForCausalLM.from_pretrained(
         host.where,
         config=config,
-        local_files_only=True,
         use_safetensors=True,
         dtype=torch.float32 if host.device == "cpu" else torch.bfloat16,
     )

@@ -25,7 +25,9 @@ class Sizes(Budget):
     """Settings of a run.
 
     ``multiples`` are the tested lengths in training lengths. For a model of the user's own only
-    those up to ``model_longest`` tokens are run, on ``model_windows`` windows a seed.
+    those up to ``model_longest`` tokens are run, on ``model_windows`` windows a seed; where
+    ``model_pretends`` is given, which only a budget without a verdict may do, the model is treated
+    as if it had been trained at that length.
     """
 
     text: Task
@@ -33,6 +35,7 @@ class Sizes(Budget):
     multiples: tuple[int, ...] = (2, 4, 8)
     model_windows: int = 4
     model_longest: int = 8192
+    model_pretends: int | None = None
 
 
 _SMALL = Shape(layers=3, width=96, heads=3, length=64)
@@ -48,17 +51,22 @@ BUDGETS = {
         copy=Task(shape=_COPIER, schedule=Schedule(steps=8, batch=8), scored=2),
         model_windows=1,
         model_longest=512,
+        model_pretends=32,
     ),
+    # Seeds not looked at when the sizes were settled; the same holds for full.
     "quick": Sizes(
         seeds=3,
+        first_seed=50,
         text=Task(shape=_SMALL, schedule=Schedule(steps=170, batch=24), scored=48),
         copy=Task(shape=_COPIER, schedule=Schedule(steps=240, batch=16), scored=32),
+        model_windows=1,
     ),
     "full": Sizes(
         seeds=5,
+        first_seed=100,
         text=Task(shape=_SMALL, schedule=Schedule(steps=700, batch=24), scored=160),
         copy=Task(shape=_COPIER, schedule=Schedule(steps=600, batch=16), scored=192),
-        model_windows=8,
+        model_windows=4,
         model_longest=16384,
     ),
     "gpu": Sizes(
