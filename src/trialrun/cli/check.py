@@ -91,7 +91,7 @@ def _plots(card: Card, checked: Checked) -> str:
     paths = []
     try:
         for record in checked.records:
-            if record["arms"]:
+            if record["arms"] and record["budget"] != "smoke":
                 path = checked.folder / f"{record['claim']}.svg"
                 plot_claim(card, card.claim(record["claim"]), record, path)
                 paths.append(path.name)
