@@ -44,7 +44,7 @@ def test_metadata_rows_follow_the_sorted_labels_and_extra_ones_are_left_out(tmp_
         ([0, 1, 2, 0, 1, 2], None, "classification"),
         ([0.0, 1.5] * 3, None, "regression"),
         ([0, 1] * 3, "regression", "regression"),
-        ([0.0, 1.5] * 3, "classification", "classification"),
+        ([0.0, 1.0] * 3, "classification", "classification"),
     ],
 )
 def test_the_task_follows_the_target_unless_told(tmp_path, y, told, task):
@@ -113,3 +113,13 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_domain_table(**{**told, "path": tmp_path / name})
+
+
+def test_a_continuous_target_is_no_class(tmp_path):
+    table, metadata = tmp_path / "t.csv", tmp_path / "m.csv"
+    rows = "\n".join(f"{d},{x},{x + 0.5}" for d in "abcdef" for x in range(4))
+    table.write_text(f"d,x,y\n{rows}\n")
+    metadata.write_text("d,lat\n" + "\n".join(f"{d},{i}" for i, d in enumerate("abcdef")) + "\n")
+    told = {"target": "y", "domain": "d", "metadata": metadata, "task": "classification"}
+    with pytest.raises(UsageError, match="--task classification needs labels"):
+        read_domain_table(table, **told)

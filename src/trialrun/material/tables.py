@@ -118,6 +118,12 @@ def _task(target: Any, task: str | None) -> str:
             f"--task regression needs a numeric target, got column {target.name!r} of type "
             f"{target.dtype}"
         )
+    fraction = target[target % 1 != 0] if task == "classification" and numeric else ()
+    if len(fraction):
+        raise UsageError(
+            f"--task classification needs labels, got column {target.name!r} with numbers such as "
+            f"{fraction.iloc[0]}: use --task regression"
+        )
     return task
 
 

@@ -43,6 +43,10 @@ def read_labels(domains: Any, n_rows: int) -> tuple[NDArray, NDArray[np.intp]]:
     return labels, index
 
 
+def _named(label: Any) -> str:
+    return label if str(label).startswith("the domain") else f"domain {label}"
+
+
 def read_rows(name: str, value: Any, labels: NDArray, *, width: int | None, each: str) -> Array:
     """Return a float table with one row per label, from an array or from a mapping.
 
@@ -86,7 +90,7 @@ def read_rows(name: str, value: Any, labels: NDArray, *, width: int | None, each
     if len(bad):
         row, column = bad[0]
         raise UsageError(
-            f"{name} must be finite, got {rows[row, column]} for domain {labels[row]}, "
+            f"{name} must be finite, got {rows[row, column]} for {_named(labels[row])}, "
             f"column {column}"
         )
     return rows

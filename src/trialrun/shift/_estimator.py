@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -71,6 +72,12 @@ class DomainEstimator(BaseEstimator):
         relation, training = self._settings()
         loss = D3GLoss(self.lam, combine=self.combine)
         target, n_out = self._prepare_target(y)
+        table = isinstance(metadata, Mapping) or np.ndim(metadata) == 2
+        if domains is None and table and len(metadata) > 1:
+            raise UsageError(
+                f"metadata has rows for {len(metadata)} domains and domains is missing: give "
+                "domains, one label per row of X"
+            )
         labels = np.zeros(len(X), dtype=np.int64) if domains is None else domains
         self.domains_, index = read_labels(labels, len(X))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))

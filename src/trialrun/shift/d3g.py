@@ -310,6 +310,10 @@ class D3GRegressor(RegressorMixin, DomainEstimator):
         self.random_state = random_state
 
     def _prepare_target(self, y: NDArray) -> tuple[Tensor, int]:
+        if y.dtype.kind not in "biuf":
+            raise UsageError(
+                f"y must hold numbers, got {y[0]!r}: use D3GClassifier for labels, or convert it"
+            )
         spread = float(y.std())
         self.y_mean_, self.y_spread_ = float(y.mean()), spread if spread > 0 else 1.0
         scaled = (y - self.y_mean_) / self.y_spread_
