@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from trialrun.core.errors import UsageError
 from trialrun.material.tables import read_domain_table
 
 ROWS = pd.DataFrame(
