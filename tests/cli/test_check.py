@@ -55,7 +55,7 @@ def test_the_gravest_code_counts(codes, worst):
     ("words", "code", "sentence"),
     [
         (("check",), 2, "name the methods to check, or give --all"),
-        (("check", "fake", "--all"), 2, "name the methods to check, or give --all"),
+        (("check", "fake", "--all"), 2, "--all goes without names, got fake"),
         (("check", "fake", "--budget", "huge"), 2, "huge"),
         (("check", "fake", "--claim", "nix"), 2, "no claim 'nix': choose one of better"),
         (("check", "fake", "--seeds", "0"), 2, "--seeds must be at least 1"),
@@ -90,6 +90,32 @@ def test_wrong_words_end_in_one_sentence(
     assert not (tmp_path / "trialrun-runs").exists()
 
 
+def test_a_defect_does_not_end_in_the_code_of_a_refuted_claim(shelf, trialrun, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr(command, "run_check", broken)
+    code, out, err = trialrun("check", "fake")
+    assert (code, out) == (70, "")
+    assert "RuntimeError: of ours: --debug shows where" in err
+
+
+def test_a_package_missing_in_a_claims_imports_names_the_extras(shelf, trialrun, monkeypatch):
+    def lacking(module):
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+
+    monkeypatch.setattr("trialrun.claims.plan.load_trial", lacking)
+    code, _, err = trialrun("check", "fake")
+    assert code == 5
+    assert "sklearn is needed to check fake" in err
+    assert "pip install 'trialrun[" in err
+
+
+def test_resume_says_when_there_is_nothing_to_resume(shelf, trialrun):
+    words = ("check", "fake", "--claim", "better", "--seeds", "2", "--resume")
+    assert "a new one begins" in trialrun(*words)[2]
+
+
 def test_debug_shows_the_traceback(shelf):
     from trialrun.cli import main
     from trialrun.core.errors import UsageError
@@ -102,7 +128,7 @@ def test_a_folder_that_cannot_be_written_ends_in_one_sentence(shelf, trialrun, t
     (tmp_path / "file").write_text("")
     code, out, err = trialrun("check", "fake", "--out", str(tmp_path / "file" / "runs"))
     assert (code, out) == (2, "")
-    assert "choose another folder with --out" in err
+    assert "could not be read or written" in err
 
 
 def test_a_full_disk_ends_in_one_sentence_and_keeps_no_part(shelf, trialrun, tmp_path, monkeypatch):
@@ -143,7 +169,8 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes(tmp_path):
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "go on with: trialrun check fake --budget full --resume" in err
+    again = "trialrun check fake --claim better --budget full --jobs 2 --resume"
+    assert f"units are done and kept; go on with: {again}" in err
     assert "Traceback" not in err
     assert out == ""
     assert not list(tmp_path.rglob("records.jsonl"))

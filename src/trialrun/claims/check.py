@@ -142,7 +142,10 @@ def _raise_user_faults(plan: Plan, failures: Sequence[Outcome]) -> None:
         if outcome.fault == "not runnable":
             raise NotRunnable(outcome.error)
         if outcome.fault == "files":
-            raise OSError(outcome.error)
+            raise OSError(
+                f"the run folder could not be written ({outcome.error}): "
+                "make room or choose another folder with --out"
+            )
 
 
 def _as_split(plan: Plan, claim: Claim) -> Claim:
@@ -210,7 +213,10 @@ def _record(plan: Plan, claim: Claim, outcomes: Mapping[str, Outcome], wall: flo
 
 
 def run_check(
-    request: Request, *, on_progress: Callable[[Progress], None] = lambda _: None
+    request: Request,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Checked:
     """Run one method's check and return its records.
 
@@ -219,6 +225,8 @@ def run_check(
     request : Request
     on_progress : callable
         Called in this process whenever a unit has finished.
+    say : callable
+        Called with a sentence on what became of ``resume``.
 
     Raises
     ------
@@ -233,6 +241,8 @@ def run_check(
     plan = make_plan(request)
     identity = _identity(plan.card, plan.claims, request, plan.seeds)
     run = open_run(request.out, plan.card.slug, identity, resume=request.resume)
+    if request.resume:
+        say(_resumed(plan, run))
     outcomes = {o.key: o for o in _run_units(plan, run, on_progress)}
     failures = tuple(o for o in outcomes.values() if o.error)
     _raise_user_faults(plan, failures)
@@ -246,6 +256,17 @@ def run_check(
     if not failures:
         run.finish()
     return Checked(tuple(records), run.folder, failures, _keep(plan, run))
+
+
+def _resumed(plan: Plan, run: Run) -> str:
+    if not run.resumed:
+        return (
+            f"no unfinished run of this very check (same code, settings and versions) lies in "
+            f"{plan.request.out}: a new one begins"
+        )
+    done = len(list((run.folder / "units").glob("*.json")))
+    total = len(plan.first) + len(plan.arms)
+    return f"going on with {run.folder}: {done} of {total} units are done"
 
 
 def _keep(plan: Plan, run: Run) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from trialrun.catalogue import Card, Claim, find_card
 from trialrun.claims.contract import Budget, Context, On, Trial
 from trialrun.claims.units import Unit, load_trial
-from trialrun.core.errors import NotRunnable, UsageError
+from trialrun.core.errors import MissingExtra, NotRunnable, UsageError
 from trialrun.core.extras import need
 
 _LEAST = {"seeds": 1, "first_seed": 0, "unit_seconds": 1, "unit_megabytes": 1, "jobs": 1}
@@ -63,16 +63,19 @@ def choose_device(budget: str) -> str:
     return "cuda"
 
 
-def _budget_of(trial: Trial, request: Request) -> str:
-    if request.budget not in trial.budgets:
-        known = ", ".join(trial.budgets)
-        reason = f"{request.slug} has no budget {request.budget!r}: choose one of {known}"
-        raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
+def _check_numbers(request: Request) -> None:
     for name, least in _LEAST.items():
         value = getattr(request, name)
         if value is not None and not value >= least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    return request.budget
+
+
+def _budget_of(trial: Trial, request: Request) -> Budget:
+    if request.budget not in trial.budgets:
+        known = ", ".join(trial.budgets)
+        reason = f"{request.slug} has no budget {request.budget!r}: choose one of {known}"
+        raise NotRunnable(reason) if request.budget in BUDGETS else UsageError(reason)
+    return replace(trial.budgets[request.budget], **request.overrides)
 
 
 def _chosen_claims(card: Card, request: Request) -> tuple[Claim, ...]:
@@ -130,6 +133,18 @@ class Plan:
         return self.budget.all_seeds
 
 
+def _load(card: Card) -> Trial:
+    try:
+        return load_trial(module_of(card.slug))
+    except ModuleNotFoundError as error:
+        if isinstance(error, MissingExtra) or str(error.name).startswith("trialrun"):
+            raise
+        raise MissingExtra(
+            f"{error.name} is needed to check {card.slug} and is not installed: "
+            f"run pip install 'trialrun[{','.join(card.extras)}]'"
+        ) from error
+
+
 def make_plan(request: Request) -> Plan:
     """Look at everything that can be wrong before anything is written.
 
@@ -141,9 +156,10 @@ def make_plan(request: Request) -> Plan:
         If this machine lacks a package or a GPU.
     """
     card = find_card(request.slug)
+    _check_numbers(request)
     claims = _chosen_claims(card, request)
-    trial = load_trial(module_of(card.slug))
-    budget = replace(trial.budgets[_budget_of(trial, request)], **request.overrides)
+    trial = _load(card)
+    budget = _budget_of(trial, request)
     device = choose_device(request.budget)
     if trial.check_on is not None and (request.on is not None or request.model is not None):
         trial.check_on(

@@ -39,10 +39,12 @@ def resolve_on(card: Card, path: str, options: dict[str, str]) -> On:
     chosen = fitting[0]
     missing = [f"--{name}" for name in chosen.needs if name not in options]
     if missing:
-        raise UsageError(f"--on with a {chosen.kind} needs {', '.join(missing)}")
+        raise UsageError(f"--on with material of kind {chosen.kind} needs {', '.join(missing)}")
     extra = [f"--{name}" for name in options if name not in (*chosen.needs, *chosen.options)]
     if extra:
-        raise UsageError(f"{', '.join(extra)} does not go with a {chosen.kind} for {card.slug}")
+        raise UsageError(
+            f"{', '.join(extra)} does not go with material of kind {chosen.kind} for {card.slug}"
+        )
     full = {k: str(Path(v).resolve()) if k in FILE_OPTIONS else v for k, v in options.items()}
     return On(chosen.kind, str(target.resolve()), full)
 

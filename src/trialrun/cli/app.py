@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,6 +14,15 @@ from trialrun import __version__
 from trialrun.core.errors import TrialrunError
 
 INTERRUPTED = 130
+DEFECT = 70
+_COMMANDS = {
+    "list": ("trialrun.cli.list:list_methods", "List every method and its claims."),
+    "show": ("trialrun.cli.show:show", "Show a method's card, verdicts so far and notes."),
+    "check": ("trialrun.cli.check:check", "Put methods on trial and print each claim's table."),
+    "report": ("trialrun.cli.report:report", "Build one HTML page from all records."),
+    "data": ("trialrun.cli.data:app", "List and pull the material that checks need."),
+    "new": ("trialrun.cli.new:new", "Scaffold a method in a source checkout."),
+}
 
 
 def build_app() -> App:
@@ -22,13 +32,10 @@ def build_app() -> App:
         help="Put papers on trial, by running them.",
         version=__version__,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
-    app.command("trialrun.cli.list:list_methods", name="list")
-    app.command("trialrun.cli.show:show", name="show")
-    app.command("trialrun.cli.check:check", name="check")
-    app.command("trialrun.cli.report:report", name="report")
-    app.command("trialrun.cli.data:app", name="data")
-    app.command("trialrun.cli.new:new", name="new")
+    for name, (where, what) in _COMMANDS.items():
+        app.command(where, name=name, help=what)
     return app
 
 
@@ -45,7 +52,7 @@ def _of_files(error: OSError) -> str:
     if error.strerror and error.filename:
         return (
             f"{error.filename} could not be read or written ({error.strerror}): "
-            "make room or choose another folder with --out"
+            "make room, or choose another place"
         )
     return _one_line(error)
 
@@ -63,8 +70,10 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         code = build_app()(words, exit_on_error=False, print_error=False)
-    except KeyboardInterrupt:
-        _stop("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        again = shlex.join(["trialrun", *words, *(["--resume"] if "--resume" not in words else [])])
+        hint = f": {error}; go on with: {again}" if str(error) else ""
+        _stop(f"interrupted{hint}", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -73,4 +82,9 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
             raise
         sentence = _of_files(error) if isinstance(error, OSError) else _one_line(error)
         _stop(sentence, getattr(error, "exit_code", 2))
+    except Exception as error:  # an uncaught error would end in code 1, which says "does not hold"
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        _stop(f"a defect of trialrun, {what}: --debug shows where", DEFECT)
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -137,19 +137,10 @@ def _quiet_ctrl_c() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def _interrupted(request: Request, done: int, total: int) -> int:
-    stop_workers()
-    again = f"trialrun check {request.slug} --budget {request.budget} --resume"
-    print(
-        f"trialrun: interrupted: {done} of {total} units are done and kept; go on with: {again} "
-        "(and the options you gave)",
-        file=sys.stderr,
-    )
-    return 130
-
-
 def _chosen(named: tuple[str, ...], everything: bool) -> list[Card]:
-    if everything == bool(named):
+    if everything and named:
+        raise UsageError(f"--all goes without names, got {', '.join(named)} beside it")
+    if not everything and not named:
         raise UsageError("name the methods to check, or give --all: trialrun list shows them")
     found = [find_card(slug) for slug in (slugs() if everything else named)]
     return [card for card in found if not (everything and card.draft)]
@@ -270,11 +261,13 @@ def check(
         code, records = _check_one(card, request, lang=lang, json=json)
         codes.append(code)
         written += records
-        if code == 130:
-            return code
     if json:
         print(json_module.dumps(written, ensure_ascii=False, indent=2))
     return _worst(codes)
+
+
+def _say(sentence: str) -> None:
+    print(f"trialrun: {sentence}", file=sys.stderr)
 
 
 def _check_one(card: Card, request: Request, *, lang: str, json: bool) -> tuple[int, list[dict]]:
@@ -288,9 +281,11 @@ def _check_one(card: Card, request: Request, *, lang: str, json: bool) -> tuple[
                 state.update(done=progress.done, total=progress.total)
                 show(progress)
 
-            checked = run_check(request, on_progress=advance)
+            checked = run_check(request, on_progress=advance, say=_say)
     except KeyboardInterrupt:
-        return _interrupted(request, state["done"], state["total"]), []
+        stop_workers()
+        done, total = state["done"], state["total"]
+        raise KeyboardInterrupt(f"{done} of {total} units are done and kept") from None
     except NotRunnable as error:
         print(f"trialrun: {card.slug} cannot run here: {error}", file=sys.stderr)
         return error.exit_code, []

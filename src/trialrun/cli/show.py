@@ -62,10 +62,11 @@ def show(slug: str, *, lang: Literal["en", "zh"] = "en") -> int:
     if card.accepts:
         print(f"\n{words[5]} (--on / --model):")
         for accepts in card.accepts:
-            print(f"  {accepts.kind} ({', '.join(accepts.formats)}): {accepts.what[lang]}")
+            formats = f" ({', '.join(accepts.formats)})" if accepts.formats else ""
+            print(f"  {accepts.kind}{formats}: {accepts.what[lang]}")
     print(f"\n{words[6]}:")
     for item in card.not_tested:
-        print(f"  {item.what[lang]}: {item.why[lang]}")
+        print(f"  {item.what[lang].rstrip('.。')}: {item.why[lang]}")
     print()
     Console(width=100 if not sys.stdout.isatty() else None).print(Markdown(read_notes(slug, lang)))
     return report_problems(problems)

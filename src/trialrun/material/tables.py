@@ -122,7 +122,7 @@ def _task(target: Any, task: str | None) -> str:
     if len(fraction):
         raise UsageError(
             f"--task classification needs labels, got column {target.name!r} with numbers such as "
-            f"{fraction.iloc[0]}: use --task regression"
+            f"{fraction.iloc[0]}: use --task regression"  # type: ignore[union-attr] # not empty here
         )
     return task
 
