@@ -12,7 +12,15 @@ from trialrun.claims.contract import Context, On
 from trialrun.core.errors import UsageError
 from trialrun.dossiers.mbml import claim
 from trialrun.material.symbols import read_symbols
-from trialrun.sequence.mbml import KT, PTW, PTWSource, RandomShiftSource, load_predictor, regret
+from trialrun.sequence.mbml import (
+    KT,
+    PTW,
+    KTWindow,
+    PTWSource,
+    RandomShiftSource,
+    load_predictor,
+    regret,
+)
 
 QUICK = claim.TRIAL.budgets["quick"]
 
@@ -53,10 +61,11 @@ def test_a_counting_predictor_is_untouched_by_a_shuffled_past():
     assert not torch.equal(claim._ReadsShuffled(PTW(4), 0).predict(x), PTW(4).predict(x))
 
 
-def test_forgetting_starts_afresh_at_every_block():
+def test_forgetting_leaves_the_last_symbols_and_no_others():
     x = PTWSource(4).sample(5, 16, seed=0).x
     given = claim._Forgets(KT(), 4).predict(x)
-    torch.testing.assert_close(given[:, 8:12], KT().predict(x[:, 8:12]))
+    torch.testing.assert_close(given[:, 11], KT().predict(x[:, 7:12])[:, -1])
+    torch.testing.assert_close(given, KTWindow(4).predict(x))
 
 
 def test_a_file_that_switches_is_coded_shorter_and_its_shuffle_is_not(tmp_path):

@@ -1,5 +1,6 @@
 """D3G: parity with the slow twin, relations to unseen domains, and life inside scikit-learn."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import sklearn
@@ -411,7 +412,7 @@ def test_a_graph_model_asks_for_the_relations_of_a_new_domain():
     [
         ({"relation": "graph"}, "relation kind must be one of fixed, learned, both, got 'graph'"),
         ({"relation": Relation(beta=2)}, "relation beta must be at least 0 and at most 1, got 2"),
-        ({"lam": -1}, "lam must be at least 0, got -1"),
+        ({"lam": -1.0}, "lam must be at least 0, got -1"),
         ({"combine": "votes"}, "combine must be one of logits, prob, got 'votes'"),
         ({"encoder": ()}, "encoder must be a module or a tuple of layer widths"),
         ({"training": Training(learning_rate=0)}, "learning_rate must be above 0"),
@@ -423,6 +424,16 @@ def test_bad_settings_are_named(changes, message):
         fitted(**changes)
 
 
+@pytest.fixture
+def no_annotation_checks():
+    """Let a user's wrong shape reach our own message, which the type checker would pre-empt."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_a_loss_of_misfitting_shapes_is_refused():
     outputs, y, domains = torch.zeros(4, 3, 2), torch.zeros(4, dtype=torch.long), torch.arange(4)
     with pytest.raises(ValueError, match=r"relations must have shape \(3, 3\)"):
