@@ -11,6 +11,7 @@ from trialrun.claims.units import Order, Unit
 from trialrun.core.errors import MissingExtra
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
