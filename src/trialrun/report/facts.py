@@ -9,7 +9,7 @@ from typing import Any
 
 from trialrun.catalogue import Card, Claim, Rule
 from trialrun.claims.fingerprint import fingerprint
-from trialrun.claims.judge import HOLDS, NOT_TESTED, Finding
+from trialrun.claims.judge import DOES_NOT_HOLD, HOLDS, NOT_TESTED, Finding
 from trialrun.claims.records import read_interval
 from trialrun.core.intervals import Interval, mean_interval
 from trialrun.report.words import roles_of
@@ -120,9 +120,17 @@ def _slack(interval: Interval, rule: Rule) -> float:
     return interval.low if rule.direction == "higher" else -interval.high
 
 
+def _hope(interval: Interval, rule: Rule) -> float:
+    if rule.kind == "equivalent":
+        covers_zero = interval.low <= 0 <= interval.high
+        return 0.0 if covers_zero else -min(abs(interval.low), abs(interval.high))
+    return interval.high if rule.direction == "higher" else -interval.low
+
+
 def weakest_point(finding: Finding, rule: Rule) -> str:
-    """Return the judged point that is nearest to failing the rule."""
-    return min(finding.estimates, key=lambda point: _slack(finding.estimates[point], rule))
+    """Return the point that decides: nearest to failing, or where the rule fails most surely."""
+    ends = _hope if finding.word == DOES_NOT_HOLD else _slack
+    return min(finding.estimates, key=lambda point: ends(finding.estimates[point], rule))
 
 
 def is_signed(rule: Rule) -> bool:
