@@ -217,7 +217,7 @@ def copies_seen(model, distance):
     return int((gaps > 1e-6).sum())
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "full"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "full", "gpu"])
 def test_the_symbol_to_copy_is_out_of_the_sliding_windows_reach_through_all_layers(ctx, name):
     sizes = TRIAL.budgets[name]
     shape = copying.copy_shape(sizes.copy.shape)

@@ -1,11 +1,12 @@
 import hashlib
 import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
 import pytest
 
-from trialrun.core.errors import NotRunnable, UsageError
+from trialrun.core.errors import MissingExtra, NotRunnable, UsageError
 from trialrun.material import packs
 
 
@@ -92,3 +93,13 @@ def test_a_pack_of_an_extra_is_not_pulled(monkeypatch):
     monkeypatch.setattr(packs, "is_present", lambda name: False)
     with pytest.raises(NotRunnable, match=r"pip install 'trialrun\[data\]'"):
         packs.pull_pack("ozone")
+
+
+def test_a_missing_converter_is_named_before_the_download(toy, monkeypatch):
+    monkeypatch.setitem(packs.PACKS, "toy", replace(toy, members=("toy/model.gguf",)))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(packs, "_download", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(
+        MissingExtra, match=r"gguf is needed here .* pip install 'trialrun\[attention,data\]'"
+    ):
+        packs.pull_pack("toy")

@@ -19,30 +19,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from trialrun.core.extras import need
+from trialrun.attention import _stack  # noqa: F401
 
-need("torch", extra="attention")
-need("jaxtyping", extra="attention")
+# isort: split
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
-from jaxtyping import Float, Shaped  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from trialrun.attention._rectified import (  # noqa: E402
+from trialrun.attention._rectified import (
     Rectified,
     Scheme,
     attend_rows,
     real_rows,
 )
-from trialrun.attention._rerope_call import attend_at_positions, check_call  # noqa: E402
-from trialrun.blocks.attention import check_qkv, pick_backend  # noqa: E402
-from trialrun.blocks.patching import (  # noqa: E402
+from trialrun.attention._rerope_call import attend_at_positions, check_call
+from trialrun.blocks.attention import check_qkv, pick_backend
+from trialrun.blocks.patching import (
     attached,
     mark_attached,
     refuse_second,
     undo_attached,
 )
-from trialrun.blocks.rotary import Rotary  # noqa: E402
-from trialrun.core.errors import UsageError  # noqa: E402
+from trialrun.blocks.rotary import Rotary
+from trialrun.core.errors import UsageError
 
 
 def rerope_attention(

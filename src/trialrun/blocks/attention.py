@@ -17,18 +17,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from trialrun.core.extras import need
+from trialrun.blocks import _stack  # noqa: F401
 
-need("torch", extra="attention")
-need("jaxtyping", extra="attention")
+# isort: split
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-import torch  # noqa: E402
-from jaxtyping import Float  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from trialrun.blocks._kernels import choose_kernel  # noqa: E402
-from trialrun.blocks._tiles import Plan, band_tiles, causal_tiles, run_tiles  # noqa: E402
-from trialrun.core.shapes import check_axes  # noqa: E402
+from trialrun.blocks._kernels import choose_kernel
+from trialrun.blocks._tiles import Plan, band_tiles, causal_tiles, run_tiles
+from trialrun.core.shapes import check_axes
 
 BACKENDS = ("auto", "sdpa", "flex", "eager")
 

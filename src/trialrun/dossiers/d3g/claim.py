@@ -247,7 +247,7 @@ TRIAL = Trial(
         "quick": D3GBudget(seeds=10, steps=200, points=60, ozone_rows=60, folds=3, tune=False),
         # Seeds that nobody had looked at when the number of seeds and the worlds were settled.
         "full": D3GBudget(
-            seeds=15, first_seed=100, steps=400, points=100, ozone_rows=200, folds=4, tune=True
+            seeds=10, first_seed=200, steps=400, points=100, ozone_rows=200, folds=4, tune=True
         ),
         "gpu": D3GBudget(seeds=10, steps=1000, points=1000, ozone_rows=700, folds=4, tune=True),
     },

@@ -42,7 +42,7 @@ _SMALL = Shape(layers=3, width=96, heads=3, length=64)
 _COPIER = Shape(layers=2, width=64, heads=2, length=64)
 _TINY = Shape(layers=1, width=32, heads=1, length=16)
 _BIG = Shape(layers=12, width=512, heads=8, length=512)
-_BIG_COPIER = Shape(layers=4, width=128, heads=4, length=256)
+_BIG_COPIER = Shape(layers=2, width=128, heads=4, length=256)
 
 BUDGETS = {
     "smoke": Sizes(

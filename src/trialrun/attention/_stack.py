@@ -1,0 +1,6 @@
+"""The packages of the ``attention`` extra; imported before anything that needs them."""
+
+from trialrun.core.extras import need
+
+for _module in ("torch", "jaxtyping"):
+    need(_module, extra="attention")
