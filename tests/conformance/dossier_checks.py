@@ -119,7 +119,7 @@ def card_is_bilingual(card: Card) -> None:
     """Every Chinese sentence of the card has Chinese in it, every English one none."""
     pairs = [card.title, card.idea]
     for claim in card.claims:
-        pairs += [claim.title, claim.says, claim.paper_scale, claim.here_scale]
+        pairs += [claim.title, claim.says, claim.paper_scale, claim.here_scale, claim.metric]
     for gap in card.not_tested:
         pairs += [gap.what, gap.why]
     pairs += [accepts.what for accepts in card.accepts]

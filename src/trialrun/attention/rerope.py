@@ -41,6 +41,7 @@ from trialrun.blocks.patching import (
 )
 from trialrun.blocks.rotary import Rotary
 from trialrun.core.errors import UsageError
+from trialrun.core.extras import need
 
 
 def rerope_attention(

@@ -68,7 +68,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement on trial, with the arms that try it."""
+    """One statement on trial, with the arms that try it.
+
+    ``metric_zh`` and ``unit_zh`` are the rule's metric and unit in Chinese; they stand outside the
+    rule, whose words are part of every record's fingerprint. A unit without one, such as ``nats``,
+    is written the same in both languages.
+    """
 
     id: str
     title: Text
@@ -83,6 +88,18 @@ class Claim:
     control: str
     rule: Rule
     shown: tuple[str, ...] = ()
+    metric_zh: str = ""
+    unit_zh: str = ""
+
+    @property
+    def metric(self) -> Text:
+        """Return what is measured, in both languages."""
+        return Text(self.rule.metric, self.metric_zh or self.rule.metric)
+
+    @property
+    def unit(self) -> Text:
+        """Return the unit of the metric and the margin, in both languages."""
+        return Text(self.rule.unit, self.unit_zh or self.rule.unit)
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -98,8 +98,9 @@ def _head(card: Card, claim: Claim, facts: Facts | None, lang: str) -> list[str]
     seeds = len(facts.seeds) if facts else 0
     lines += _line("rule", rule_words(claim, seeds=seeds, points=judged)[lang], lang)
     better = better_words(claim.rule)[lang]
-    unit = f"（{claim.rule.unit}；{better}）" if lang == "zh" else f" ({claim.rule.unit}; {better})"
-    return lines + _line("metric", claim.rule.metric + unit, lang)
+    unit = claim.unit[lang]
+    unit = f"（{unit}；{better}）" if lang == "zh" else f" ({unit}; {better})"
+    return lines + _line("metric", claim.metric[lang] + unit, lang)
 
 
 def _scale(claim: Claim, record: Mapping[str, Any] | None, lang: str) -> list[str]:
@@ -204,7 +205,7 @@ def rival_words(claim: Claim, rival: Finding, *, lang: str = "en") -> str:
         parts.append(shown if point == VALUE else f"{point}: {shown}")
     stop = "；" if lang == "zh" else "; "
     colon = "：" if lang == "zh" else ": "
-    return f"{said}{colon}{stop.join(parts)} {claim.rule.unit}"
+    return f"{said}{colon}{stop.join(parts)} {claim.unit[lang]}"
 
 
 def cost_words(record: Mapping[str, Any], *, lang: str = "en") -> str:

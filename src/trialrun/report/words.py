@@ -88,42 +88,43 @@ def roles_of(claim: Claim, arm: str) -> tuple[str, ...]:
     return found
 
 
-def _comparison(rule: Rule, ours: str) -> Text:
+def _comparison(claim: Claim) -> Text:
+    rule, ours, other = claim.rule, claim.ours, claim.rule.against
     up = rule.direction == "higher"
-    side, amount = (
-        Text(*(("above", "高于") if up else ("below", "低于"))),
-        plain_number(rule.margin),
-    )
-    size, other = f"{amount} {rule.unit}", rule.against
+    side = Text(*(("above", "高于") if up else ("below", "低于")))
+    amount = plain_number(rule.margin)
+    size = Text(f"{amount} {claim.unit.en}", f"{amount} {claim.unit.zh}")
     if rule.kind == "ratio":
         return Text(
             f"{ours} must be {side.en} {amount} times {other}",
             f"{ours} 须{side.zh} {other} 的 {amount} 倍",
         )
     if rule.kind == "threshold":
-        return Text(f"{ours} must be {side.en} {size}", f"{ours} 须{side.zh} {size}")
+        return Text(f"{ours} must be {side.en} {size.en}", f"{ours} 须{side.zh} {size.zh}")
     if rule.kind == "equivalent":
         return Text(
-            f"{ours} must differ from {other} by less than {size}, either way",
-            f"{ours} 与 {other} 的差距须小于 {size}，不论正负",
+            f"{ours} must differ from {other} by less than {size.en}, either way",
+            f"{ours} 与 {other} 的差距须小于 {size.zh}，不论正负",
         )
     if rule.kind == "noninferior":
         return Text(
-            f"{ours} must not be {'below' if up else 'above'} {other} by {size} or more",
-            f"{ours} 不得比 {other} {'低' if up else '高'} {size} 或更多",
+            f"{ours} must not be {'below' if up else 'above'} {other} by {size.en} or more",
+            f"{ours} 不得比 {other} {'低' if up else '高'} {size.zh} 或更多",
         )
     if not rule.margin:
         return Text(f"{ours} must be {side.en} {other}", f"{ours} 须{side.zh} {other}")
     return Text(
-        f"{ours} must be {side.en} {other} by more than {size}",
-        f"{ours} 须{side.zh} {other}，且相差超过 {size}",
+        f"{ours} must be {side.en} {other} by more than {size.en}",
+        f"{ours} 须{side.zh} {other}，且相差超过 {size.zh}",
     )
 
 
-def _steps(rule: Rule, ours: str) -> Text:
+def _steps(claim: Claim) -> Text:
+    rule, ours = claim.rule, claim.ours
     up = rule.direction == "higher"
-    by = f", each time by more than {plain_number(rule.margin)} {rule.unit}" if rule.margin else ""
-    more = f"，且每步超过 {plain_number(rule.margin)} {rule.unit}" if rule.margin else ""
+    amount = plain_number(rule.margin)
+    by = f", each time by more than {amount} {claim.unit.en}" if rule.margin else ""
+    more = f"，且每步超过 {amount} {claim.unit.zh}" if rule.margin else ""
     return Text(
         f"{ours} must {'rise' if up else 'fall'} at every step along {', '.join(rule.points)}{by}",
         f"{ours} 沿 {'、'.join(rule.points)} 每一步都须{'上升' if up else '下降'}{more}",
@@ -142,9 +143,9 @@ def rule_words(claim: Claim, *, seeds: int = 0, points: Sequence[str] = ()) -> T
     """
     rule = claim.rule
     if rule.kind == "ordering":
-        said = _steps(rule, claim.ours)
+        said = _steps(claim)
     else:
-        said = _comparison(rule, claim.ours)
+        said = _comparison(claim)
         named = rule.points or (tuple(points) if len(points) > 1 else ())
         if named:
             at = ("at " if len(named) == 1 else "at each of ") + ", ".join(named)
