@@ -89,4 +89,6 @@ def _turning_pairs(measure: str, skew: Tensor) -> tuple[Tensor, Tensor]:
     # A Hermitian solver keeps the vectors orthogonal to rounding.
     values, vectors = torch.linalg.eigh(-1j * skew.to(torch.complex128))
     upper = values.argsort()[order // 2 :]
-    return 1j * values[upper], vectors[:, upper]
+    V = vectors[:, upper]
+    # A solver may turn an eigenvector by any phase: take the one with a real first entry.
+    return 1j * values[upper], V * (V[0].conj() / V[0].abs())

@@ -108,7 +108,7 @@ class S4(SSMLayer):
         else:
             found = [_transfer(part, poles, P, B, C) for part in parts]
         kernel = torch.fft.irfft(torch.cat(found, dim=1), n=size)[:, :length]
-        return kernel * torch.exp(-log_radius * torch.arange(length, device=poles.device))
+        return kernel * torch.exp(-log_radius * torch.arange(length, device=z.device).double())
 
     def _scan(self, x: Tensor, state: Tensor, rate: Any) -> tuple[Tensor, Tensor]:
         poles, P, B, C = self._system(rate)
