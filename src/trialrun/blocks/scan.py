@@ -108,9 +108,7 @@ def _scan(a: Tensor, b: Tensor) -> Tensor:
     odd = _scan(second * _steps(a, 0, 2 * half, 2), joined)
     out[:, 1::2] = odd
     out[:, 0] = b[:, 0]
-    out[:, 2::2] = torch.addcmul(
-        b[:, 2::2], _steps(a, 2, None, 2), odd[:, : (time - 1) // 2]
-    )
+    out[:, 2::2] = torch.addcmul(b[:, 2::2], _steps(a, 2, None, 2), odd[:, : (time - 1) // 2])
     return out
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trialrun.sequence.hippo._checks import Number
 from trialrun.sequence.hippo._transition import (
     frequencies,
     laguerre_log_norm,
@@ -26,7 +27,7 @@ def legendre(x: Float[Tensor, " points"], order: int) -> Float[Tensor, "points o
 
 
 def laguerre(
-    y: Float[Tensor, " points"], order: int, alpha: float
+    y: Float[Tensor, " points"], order: int, alpha: Number
 ) -> Float[Tensor, "points order"]:
     """Return generalised Laguerre polynomials times exp(-y / 2), at points y >= 0.
 
@@ -46,8 +47,8 @@ def reading(
     ages: Float[Tensor, " points"],
     *,
     scaled: bool,
-    alpha: float = 0.0,
-    beta: float = 1.0,
+    alpha: Number = 0.0,
+    beta: Number = 1.0,
 ) -> Float[Tensor, "points order"]:
     """Return the matrix that turns a state into the input at the given ages, in float64.
 

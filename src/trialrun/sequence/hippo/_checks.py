@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+Number = float | int
+
 
 def whole(name: str, value: Any, *, low: int) -> None:
     """Raise unless ``value`` is a whole number of at least ``low``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trialrun.blocks.convolution import causal_conv
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_range
-from trialrun.sequence.hippo._checks import floats, one_of, whole
+from trialrun.sequence.hippo._checks import Number, floats, one_of, whole
 
 MIXES = ("glu", "linear", "none")
 
@@ -52,9 +52,9 @@ class SSMLayer(nn.Module):
         d_model: int,
         d_state: int,
         *,
-        dt_range: tuple[float, float],
+        dt_range: tuple[Number, Number],
         mix: str,
-        dropout: float,
+        dropout: Number,
         seed: int,
     ) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class SSMLayer(nn.Module):
         return f"d_model={self.d_model}, d_state={self.d_state}, mix={self.mix_kind!r}"
 
     def forward(
-        self, x: Float[Tensor, "batch time width"], *, rate: float = 1.0
+        self, x: Float[Tensor, "batch time width"], *, rate: Number = 1.0
     ) -> Float[Tensor, "batch time width"]:
         """Map whole sequences, by FFT, at O(time log time).
 
@@ -107,7 +107,7 @@ class SSMLayer(nn.Module):
         y = causal_conv(x.transpose(1, 2), kernel).transpose(1, 2)
         return self._mixed(y, x)
 
-    def kernel(self, length: int, *, rate: float = 1.0) -> Float[Tensor, "width length"]:
+    def kernel(self, length: int, *, rate: Number = 1.0) -> Float[Tensor, "width length"]:
         """Return each channel's impulse response, without D.
 
         Parameters
@@ -130,16 +130,14 @@ class SSMLayer(nn.Module):
     def start(self, batch: int) -> Complex[Tensor, "batch width pairs"]:
         """Return the state before the first step, for ``batch`` sequences."""
         kind = torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
-        return torch.zeros(
-            batch, self.d_model, self.d_state // 2, dtype=kind, device=self.C.device
-        )
+        return torch.zeros(batch, self.d_model, self.d_state // 2, dtype=kind, device=self.C.device)
 
     def step(
         self,
         x: Float[Tensor, "batch width"],
         state: Complex[Tensor, "batch width pairs"] | None = None,
         *,
-        rate: float = 1.0,
+        rate: Number = 1.0,
     ) -> tuple[Float[Tensor, "batch width"], Complex[Tensor, "batch width pairs"]]:
         """Map one step; what `forward` gives at that time, from the same weights.
 
@@ -169,7 +167,7 @@ class SSMLayer(nn.Module):
         x: Float[Tensor, "batch time width"],
         state: Complex[Tensor, "batch width pairs"] | None = None,
         *,
-        rate: float = 1.0,
+        rate: Number | Float[Tensor, "batch time"] = 1.0,
     ) -> tuple[Float[Tensor, "batch time width"], Complex[Tensor, "batch width pairs"]]:
         """Map a sequence through the recurrence, going on from a state and returning the next.
 
@@ -177,8 +175,8 @@ class SSMLayer(nn.Module):
         ----------
         x : tensor of shape (batch, time, d_model)
         state : complex tensor of shape (batch, d_model, d_state / 2), or None
-        rate : float above 0
-            As in `forward`.
+        rate : float above 0, or for `S4D` a tensor of shape (batch, time)
+            As in `forward`; a tensor gives each step's own.
 
         Raises
         ------
@@ -191,7 +189,7 @@ class SSMLayer(nn.Module):
             y, state = self._scan(x.to(wide(x.dtype)), state, rate)
         return self._mixed(y.to(x.dtype), x), state
 
-    def _kernel(self, length: int, rate: float) -> Tensor:
+    def _kernel(self, length: int, rate: Number) -> Tensor:
         raise NotImplementedError
 
     def _scan(self, x: Tensor, state: Tensor, rate: Any) -> tuple[Tensor, Tensor]:
@@ -204,7 +202,7 @@ class SSMLayer(nn.Module):
         y = self.mix(self.dropout(nn.functional.gelu(y)))
         return nn.functional.glu(y, dim=-1) if self.mix_kind == "glu" else y
 
-    def _dt(self, rate: float | Tensor) -> Tensor:
+    def _dt(self, rate: Number | Tensor) -> Tensor:
         return torch.exp(self.log_dt.double()) * rate
 
     def _check_x(self, x: Tensor, axes: tuple[str, ...]) -> None:
@@ -257,7 +255,7 @@ def seeded_linear(inputs: int, outputs: int, random: torch.Generator) -> nn.Line
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float = 0.01, ssm_lr: float = 1e-3
+    model: nn.Module, *, lr: Number, weight_decay: Number = 0.01, ssm_lr: Number = 1e-3
 ) -> list[dict[str, Any]]:
     """Split a model's parameters for an optimiser, as state space layers want it (gu2022s4).
 

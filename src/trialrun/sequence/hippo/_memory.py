@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trialrun.sequence.hippo._basis import READABLE, longest_age, reading
-from trialrun.sequence.hippo._checks import floats, one_of
+from trialrun.sequence.hippo._checks import Number, floats, one_of
 from trialrun.sequence.hippo._legs import legs_step, legs_sweep
 from trialrun.sequence.hippo._transition import (
     METHODS,
@@ -26,7 +26,7 @@ class HiPPOState(NamedTuple):
     """What a memory holds: ``coefficients`` (batch, order) after ``elapsed`` samples of time."""
 
     coefficients: Tensor
-    elapsed: float
+    elapsed: Number
 
 
 class HiPPO(nn.Module):
@@ -79,10 +79,10 @@ class HiPPO(nn.Module):
         order: int = 64,
         *,
         method: str = "bilinear",
-        window: float | None = None,
-        share: float | None = None,
-        alpha: float | None = None,
-        beta: float | None = None,
+        window: Number | None = None,
+        share: Number | None = None,
+        alpha: Number | None = None,
+        beta: Number | None = None,
     ) -> None:
         super().__init__()
         self.system = transition(measure, order, alpha=alpha, beta=beta)
@@ -105,10 +105,10 @@ class HiPPO(nn.Module):
         """Show the settings in ``repr``."""
         return f"{self.measure!r}, order={self.order}, method={self.method!r}, window={self.window}"
 
-    def _discrete(self, step: float | Tensor) -> Transition:
+    def _discrete(self, step: Number | Tensor) -> Transition:
         return discretise(*self.system, step, self.method, share=self.share)
 
-    def systems(self, elapsed: float, time: int) -> Transition:
+    def systems(self, elapsed: Number, time: int) -> Transition:
         """Return the matrices of the ``time`` steps after ``elapsed`` samples, in float64.
 
         ``A`` has shape (time, order, order) and ``B`` (time, order).
@@ -131,7 +131,7 @@ class HiPPO(nn.Module):
         return HiPPOState(u.new_zeros(u.shape[0], self.order), 0.0)
 
     def step(
-        self, u: Float[Tensor, " batch"], state: HiPPOState | None = None, *, interval: float = 1.0
+        self, u: Float[Tensor, " batch"], state: HiPPOState | None = None, *, interval: Number = 1.0
     ) -> HiPPOState:
         """Take one sample in.
 
@@ -269,7 +269,7 @@ class HiPPO(nn.Module):
             )
         return state
 
-    def _gaps(self, time: int, elapsed: float, times: Tensor | None) -> Tensor | None:
+    def _gaps(self, time: int, elapsed: Number, times: Tensor | None) -> Tensor | None:
         if times is None:
             return None
         if times.shape != (time,):
@@ -343,7 +343,9 @@ class HiPPO(nn.Module):
         """Return all states of a short chunk, doubling the block that is known."""
         assert self.fixed is not None
         first = u[:, :, None] * powers[0].to(u)
-        first = torch.cat([first[:, :1] + (memory @ self.fixed.A.T.to(u))[:, None], first[:, 1:]], 1)
+        first = torch.cat(
+            [first[:, :1] + (memory @ self.fixed.A.T.to(u))[:, None], first[:, 1:]], 1
+        )
         jump, reach = self.fixed.A, 1
         while reach < u.shape[1]:
             # After a round every state holds the inputs of the last 2 x reach samples.
@@ -353,12 +355,12 @@ class HiPPO(nn.Module):
         return first
 
 
-def _tilt(measure: str, alpha: float | None, beta: float | None) -> dict[str, float]:
+def _tilt(measure: str, alpha: Number | None, beta: Number | None) -> dict[str, float]:
     usual = 1.0 if measure == "lagt" else 0.01
     return {"alpha": alpha or 0.0, "beta": usual if beta is None else beta}
 
 
-def _held(now: float | Tensor, before: float | Tensor) -> float | Tensor:
+def _held(now: Number | Tensor, before: Number | Tensor) -> float | Tensor:
     """Return the length of a step of LegS in the logarithm of time, where it is invariant."""
     return torch.log(torch.as_tensor(now, dtype=torch.float64) / before)
 
@@ -374,5 +376,3 @@ def _impulses(system: Transition, count: int) -> tuple[Tensor, Tensor]:
         rows = torch.cat([rows, rows @ jump.T])
         jump = jump @ jump
     return rows[:count], _power(system.A, count)
-
-

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trialrun.core.seeds import split
-from trialrun.sequence.hippo._checks import floats, whole
+from trialrun.sequence.hippo._checks import Number, floats, whole
 from trialrun.sequence.hippo._layer import seeded_linear
 from trialrun.sequence.hippo._memory import HiPPO, HiPPOState
 from trialrun.sequence.hippo._transition import Transition
@@ -122,7 +122,7 @@ class HiPPORNN(nn.Module):
             )
         return state.hidden, state.memory.coefficients, state.memory.elapsed
 
-    def _systems(self, elapsed: float, time: int) -> Transition:
+    def _systems(self, elapsed: Number, time: int) -> Transition:
         """Return each step's matrices, kept for the next call of the same length."""
         if self._kept is None or self._kept[0] != (elapsed, time):
             self._kept = ((elapsed, time), self.memory.systems(elapsed, time))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trialrun.blocks.convolution import smooth_length
+from trialrun.sequence.hippo._checks import Number
 from trialrun.sequence.hippo._layer import SSMLayer, as_complex, as_pairs, check_rate
 from trialrun.sequence.hippo._nplr import nplr
 
@@ -72,14 +73,12 @@ class S4(SSMLayer):
         d_state: int = 64,
         *,
         measure: str = "legs",
-        dt_range: tuple[float, float] = (1e-3, 1e-1),
+        dt_range: tuple[Number, Number] = (1e-3, 1e-1),
         mix: str = "glu",
-        dropout: float = 0.0,
+        dropout: Number = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            d_model, d_state, dt_range=dt_range, mix=mix, dropout=dropout, seed=seed
-        )
+        super().__init__(d_model, d_state, dt_range=dt_range, mix=mix, dropout=dropout, seed=seed)
         form = nplr(measure, d_state)
         decay = (-form.poles.real).clamp(min=_LEAST_DECAY)
         self.log_decay = nn.Parameter(torch.log(decay).float().expand(d_model, -1).clone())
@@ -87,7 +86,7 @@ class S4(SSMLayer):
         self.P = nn.Parameter(as_pairs(form.P).expand(d_model, -1, -1, -1).clone())
         self.B = nn.Parameter(as_pairs(form.B).expand(d_model, -1, -1).clone())
 
-    def _system(self, rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _system(self, rate: Number) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return poles (width, pairs), P (width, rank, pairs), B and C, for a step of length 1."""
         check_rate(rate)
         dt = self._dt(rate)[:, None]
@@ -95,12 +94,14 @@ class S4(SSMLayer):
         root = torch.sqrt(dt)[..., None]
         return dt * poles, root * as_complex(self.P), dt * as_complex(self.B), as_complex(self.C)
 
-    def _kernel(self, length: int, rate: float) -> Float[Tensor, "width length"]:
+    def _kernel(self, length: int, rate: Number) -> Float[Tensor, "width length"]:
         poles, P, B, C = self._system(rate)
         size = smooth_length(2 * length)
         log_radius = math.log(_LEAK) / size
         place = torch.arange(size // 2 + 1, dtype=torch.float64, device=poles.device)
-        z = torch.exp(torch.complex(torch.full_like(place, log_radius), -2 * math.pi * place / size))
+        z = torch.exp(
+            torch.complex(torch.full_like(place, log_radius), -2 * math.pi * place / size)
+        )
         block = max(1, _BLOCK // poles.numel())
         parts = z.split(block)
         if len(parts) > 1 and torch.is_grad_enabled():

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trialrun.blocks.scan import linear_scan
-from trialrun.sequence.hippo._checks import one_of
+from trialrun.sequence.hippo._checks import Number, one_of
 from trialrun.sequence.hippo._layer import SSMLayer, as_complex, check_rate
 from trialrun.sequence.hippo._nplr import nplr
 
@@ -71,14 +71,12 @@ class S4D(SSMLayer):
         *,
         init: str = "lin",
         disc: str = "zoh",
-        dt_range: tuple[float, float] = (1e-3, 1e-1),
+        dt_range: tuple[Number, Number] = (1e-3, 1e-1),
         mix: str = "glu",
-        dropout: float = 0.0,
+        dropout: Number = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            d_model, d_state, dt_range=dt_range, mix=mix, dropout=dropout, seed=seed
-        )
+        super().__init__(d_model, d_state, dt_range=dt_range, mix=mix, dropout=dropout, seed=seed)
         one_of("init", init, INITS)
         one_of("disc", disc, DISCS)
         self.disc = disc
@@ -89,7 +87,7 @@ class S4D(SSMLayer):
     def _poles(self) -> Tensor:
         return torch.complex(-torch.exp(self.log_decay.double()), self.frequency.double())
 
-    def _discrete(self, rate: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _discrete(self, rate: Number | Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithm of the factor per step, and the input's weight, in complex128."""
         poles, dt = self._poles(), self._dt(rate)[..., None]
         if self.disc == "zoh":
@@ -98,7 +96,7 @@ class S4D(SSMLayer):
         half = 0.5 * dt * poles
         return torch.log(1 + half) - torch.log(1 - half), dt / (1 - half)
 
-    def _kernel(self, length: int, rate: float) -> Float[Tensor, "width length"]:
+    def _kernel(self, length: int, rate: Number) -> Float[Tensor, "width length"]:
         log_factor, weight = self._discrete(rate)
         # Sample l = q * run + r, so that factor**l is a product of two of few powers each.
         run = 1 << ((length - 1).bit_length() + 1) // 2
@@ -117,7 +115,7 @@ class S4D(SSMLayer):
         x: Float[Tensor, "batch time width"],
         state: Tensor | None = None,
         *,
-        rate: float | Float[Tensor, "batch time"] = 1.0,
+        rate: Number | Float[Tensor, "batch time"] = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Map a sequence by a parallel scan, going on from a state and returning the next.
 
@@ -133,7 +131,7 @@ class S4D(SSMLayer):
         ValueError
             If a shape does not fit, a rate is not above 0, or the state is another layer's.
         """
-        return super().scan(x, state, rate=rate)  # type: ignore[arg-type]
+        return super().scan(x, state, rate=rate)
 
     def _scan(self, x: Tensor, state: Tensor, rate: Any) -> tuple[Tensor, Tensor]:
         if isinstance(rate, Tensor):
@@ -162,6 +160,4 @@ def _poles(init: str, d_state: int) -> Tensor:
         return torch.complex(-(n + 1), torch.zeros_like(n))
     if init == "lin":
         return torch.complex(torch.full_like(n, -0.5), math.pi * n)
-    return torch.complex(
-        torch.full_like(n, -0.5), d_state / math.pi * (d_state / (2 * n + 1) - 1)
-    )
+    return torch.complex(torch.full_like(n, -0.5), d_state / math.pi * (d_state / (2 * n + 1) - 1))

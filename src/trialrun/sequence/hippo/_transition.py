@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trialrun.core.shapes import check_range
-from trialrun.sequence.hippo._checks import one_of, whole
+from trialrun.sequence.hippo._checks import Number, one_of, whole
 
 MEASURES = ("legs", "legt", "lmu", "lagt", "glagt", "fout", "foud", "legsd")
 METHODS = ("forward", "backward", "bilinear", "zoh", "gbt")
@@ -32,7 +32,7 @@ class Transition(NamedTuple):
 
 
 def transition(
-    measure: str, order: int, *, alpha: float | None = None, beta: float | None = None
+    measure: str, order: int, *, alpha: Number | None = None, beta: Number | None = None
 ) -> Transition:
     """Return A and B of a measure (gu2020hippo; fout, foud and legsd: gu2022train).
 
@@ -115,14 +115,14 @@ def _lmu(order: int) -> Transition:
     return Transition(odd[:, None] * sign, odd * (-1.0) ** n)
 
 
-def _laguerre(order: int, beta: float) -> Transition:
+def _laguerre(order: int, beta: Number) -> Transition:
     check_range("beta", beta, low=1e-300)
     ones = torch.ones(order, order, dtype=torch.float64)
     half = 0.5 * torch.eye(order, dtype=torch.float64)
     return Transition(half - torch.tril(ones), beta * torch.ones(order, dtype=torch.float64))
 
 
-def _generalised(order: int, alpha: float, beta: float) -> Transition:
+def _generalised(order: int, alpha: Number, beta: Number) -> Transition:
     check_range("beta", beta, low=1e-300)
     if not -1 < alpha < 1:
         raise ValueError(f"alpha must be above -1 and below 1, got {alpha!r}")
@@ -137,13 +137,13 @@ def _generalised(order: int, alpha: float, beta: float) -> Transition:
     )
 
 
-def laguerre_log_norm(order: int, alpha: float) -> Float[Tensor, " order"]:
+def laguerre_log_norm(order: int, alpha: Number) -> Float[Tensor, " order"]:
     """Return half the logarithm of Gamma(n + alpha + 1) / n!, the norm of each polynomial."""
     n = _degrees(order)
     return 0.5 * (torch.lgamma(n + alpha + 1) - torch.lgamma(n + 1))
 
 
-def laguerre_scale(alpha: float, beta: float) -> float:
+def laguerre_scale(alpha: Number, beta: Number) -> float:
     """Return the constant that normalises the tilted measure of ``glagt``."""
     return math.exp(-0.5 * math.lgamma(1 - alpha)) * beta ** ((1 - alpha) / 2)
 
@@ -186,7 +186,7 @@ _PLAIN: dict[str, Callable[[int], Transition]] = {
 }
 
 
-def implicit_share(method: str, share: float | None = None) -> float:
+def implicit_share(method: str, share: Number | None = None) -> float:
     """Return how much of a step the new state drives: 0 forward, 1/2 bilinear, 1 backward.
 
     Raises
@@ -206,10 +206,10 @@ def implicit_share(method: str, share: float | None = None) -> float:
 def discretise(
     A: Float[Tensor, "order order"],
     B: Float[Tensor, " order"],
-    step: float | Float[Tensor, "*steps"],
+    step: Number | Float[Tensor, "*steps"],
     method: str = "bilinear",
     *,
-    share: float | None = None,
+    share: Number | None = None,
 ) -> Transition:
     """Return the matrices of x[k] = A' x[k - 1] + B' u[k] for a step of time (gu2020hippo).
 
