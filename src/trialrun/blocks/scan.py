@@ -23,9 +23,9 @@ _SHORT = 8
 
 
 def linear_scan(
-    a: Shaped[Tensor, "..."],
+    a: Tensor,
     b: Shaped[Tensor, "batch time *rest"],
-    initial: Shaped[Tensor, "..."] | None = None,
+    initial: Tensor | None = None,
 ) -> Shaped[Tensor, "batch time *rest"]:
     """Return h with ``h[:, t] = a[:, t] * h[:, t - 1] + b[:, t]`` (blelloch1990prefix).
 
@@ -70,7 +70,7 @@ def linear_scan(
         b = b.to(dtype)
         head = b[:, :1] + (a[:, :1].to(dtype) * initial.to(dtype)[:, None])
         b = torch.cat([head, b[:, 1:]], dim=1)
-    out: Tensor = _Scan.apply(a.to(dtype), b.to(dtype))  # type: ignore[no-untyped-call]
+    out: Tensor = _Scan.apply(a.to(dtype), b.to(dtype))
     return out
 
 
@@ -132,7 +132,7 @@ class _Scan(torch.autograd.Function):
         if a.shape[1] > 1:
             # The gradient of a step comes from the next one, by the next one's factor.
             back = torch.cat([back[:, 1:], torch.zeros_like(back[:, :1])], dim=1).flip(1)
-        flowing: Tensor = _Scan.apply(back, grad.flip(1)).flip(1)  # type: ignore[no-untyped-call]
+        flowing: Tensor = _Scan.apply(back, grad.flip(1)).flip(1)
         if not ctx.needs_input_grad[0]:
             return None, flowing
         to_a = flowing[:, 1:] * out[:, :-1].conj()

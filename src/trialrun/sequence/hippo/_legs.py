@@ -26,20 +26,19 @@ def legs_step(
     order = state.shape[-1]
     n = torch.arange(order, dtype=torch.float64)
     root, old = torch.sqrt(2 * n + 1), 1 - new
-    to = {"dtype": state.dtype, "device": state.device}
-    weighted = state * root.to(**to)
+    weighted = state * root.to(state)
     before = weighted.cumsum(-1) - weighted
-    kept = state * (1 - old * h * (n + 1)).to(**to)
-    driven = kept + (h * root).to(**to) * (u.unsqueeze(-1) - old * before)
+    kept = state * (1 - old * h * (n + 1)).to(state)
+    driven = kept + (h * root).to(state) * (u.unsqueeze(-1) - old * before)
     if not new:
         return driven
     least = 1 + new * h * (n + 1)
-    ready = driven / least.to(**to)
+    ready = driven / least.to(state)
     # S_{n+1} = S_n + root_n x_n, and x_n = ready_n - new h root_n S_n / least_n.
     factor = (1 - new * h * n) / least
-    summed = linear_scan(factor.to(**to), (ready * root.to(**to)).reshape(-1, order))
+    summed = linear_scan(factor.to(state), (ready * root.to(state)).reshape(-1, order))
     given = torch.nn.functional.pad(summed[:, :-1], (1, 0)).reshape(state.shape)
-    return ready - (new * h * root / least).to(**to) * given
+    return ready - (new * h * root / least).to(state) * given
 
 
 def legs_sweep(

@@ -158,11 +158,13 @@ class HiPPO(nn.Module):
             return HiPPOState(nn.functional.pad(u[:, None], (0, self.order - 1)), now)
         if self.scaled and self.method != "zoh":
             return HiPPOState(legs_step(memory, u, interval / now, self.new), now)
+        system: Transition | None
         if self.scaled:
             system = self._discrete(_held(now, state.elapsed))
         else:
-            system = self.fixed if interval == 1.0 else None
-            system = system or self._discrete(interval / float(self.window or 1.0))
+            usual = self.fixed is not None and interval == 1.0
+            system = self.fixed if usual else self._discrete(interval / float(self.window or 1))
+        assert system is not None
         A, B = (part.to(u) for part in system)
         return HiPPOState(memory @ A.T + u[:, None] * B, now)
 
@@ -360,7 +362,7 @@ def _tilt(measure: str, alpha: Number | None, beta: Number | None) -> dict[str, 
     return {"alpha": alpha or 0.0, "beta": usual if beta is None else beta}
 
 
-def _held(now: Number | Tensor, before: Number | Tensor) -> float | Tensor:
+def _held(now: Number | Tensor, before: Number | Tensor) -> Tensor:
     """Return the length of a step of LegS in the logarithm of time, where it is invariant."""
     return torch.log(torch.as_tensor(now, dtype=torch.float64) / before)
 

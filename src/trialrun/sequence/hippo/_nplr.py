@@ -84,7 +84,7 @@ def _turning_pairs(measure: str, skew: Tensor) -> tuple[Tensor, Tensor]:
         V = torch.zeros(order, order // 2, dtype=torch.complex128)
         place = torch.arange(order // 2)
         V[2 * place, place] = math.sqrt(0.5)
-        V[2 * place + 1, place] = -1j * math.sqrt(0.5)
+        V[2 * place + 1, place] = torch.tensor(-1j * math.sqrt(0.5), dtype=V.dtype)
         return 2j * math.pi * frequencies(order)[::2], V
     # A Hermitian solver keeps the vectors orthogonal to rounding.
     values, vectors = torch.linalg.eigh(-1j * skew.to(torch.complex128))

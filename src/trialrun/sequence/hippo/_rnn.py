@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.sequence.hippo._checks import Number, floats, whole
 from trialrun.sequence.hippo._layer import seeded_linear
@@ -62,7 +63,7 @@ class HiPPORNN(nn.Module):
         for name, value in (("inputs", inputs), ("hidden", hidden), ("channels", channels)):
             whole(name, value, low=1)
         if not isinstance(memory, HiPPO):
-            raise ValueError(f"memory must be a HiPPO, got {type(memory).__name__}")
+            raise UsageError(f"memory must be a HiPPO, got {type(memory).__name__}")
         self.inputs, self.hidden, self.channels, self.memory = inputs, hidden, channels, memory
         random = torch.Generator().manual_seed(split(seed, "hippo-rnn"))
         self.read = seeded_linear(inputs + channels * memory.order, 3 * hidden, random)
