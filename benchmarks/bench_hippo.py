@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from _bench import Row, compare, emit, figure
 from torch import Tensor
 
+from _bench import Row, compare, emit, figure
 from trialrun.blocks.scan import linear_scan
 from trialrun.sequence.hippo import S4, S4D, HiPPO
 
@@ -50,7 +50,7 @@ def _stepped(layer: S4D, x: Tensor) -> Tensor:
 def _crossover(quick: Callable[[Tensor], object], slow: Callable[[Tensor], object]) -> float:
     """Return the least power of two from which ``quick`` is faster, at it and twice beyond."""
     won = 0
-    for power in range(0, 15):
+    for power in range(15):
         x = _input(2**power)
         won = won + 1 if _seconds(lambda x=x: quick(x)) < _seconds(lambda x=x: slow(x)) else 0
         if won == 3:
@@ -103,7 +103,7 @@ def rows() -> list[Row]:
     memory = HiPPO("legs", 64)
     b = torch.randn(2, 4096, 64, generator=torch.Generator().manual_seed(2))
     a = torch.sigmoid(b)
-    found = [
+    return [
         figure(
             "S4D kernel in float32 at 65,536 steps, largest error",
             _kernel_error(65_536),
@@ -182,7 +182,6 @@ def rows() -> list[Row]:
             at_most=1.25,
         ),
     ]
-    return found
 
 
 if __name__ == "__main__":

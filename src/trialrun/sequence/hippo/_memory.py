@@ -211,7 +211,7 @@ class HiPPO(nn.Module):
         *,
         times: Float[Tensor, " time"] | None = None,
     ) -> Float[Tensor, "batch time order"]:
-        """Return the coefficients after every sample of ``u``; arguments as in `encode`."""
+        """Return the coefficients after every sample; `encode` says what u, state and times are."""
         return self._run(u, state, times, every=True)[0]
 
     def reconstruct(

@@ -49,7 +49,7 @@ def nplr(measure: str, order: int) -> NPLR:
     Examples
     --------
     >>> form = nplr("legs", 4)
-    >>> form.poles.real.tolist()
+    >>> [round(x, 9) for x in form.poles.real.tolist()]
     [-0.5, -0.5]
     """
     one_of("measure", measure, NPLR_MEASURES)
