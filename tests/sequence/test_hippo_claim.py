@@ -84,8 +84,8 @@ def test_merged_bins_are_at_most_as_many_as_coefficients(length, size):
     back = merged_bins(ramp, 64)
     inside = slice(size, length - 2 * size)
     torch.testing.assert_close(back[0, inside].float(), ramp[0, inside], atol=1e-3, rtol=0)
-    steps = merged_bins(torch.rand(1, length), 64)
-    assert len(np.unique(np.diff(steps[0].numpy()).round(6))) <= 64 + 1
+    whole = merged_bins(torch.eye(length), 64)
+    assert np.linalg.matrix_rank(whole.numpy()) <= 64
 
 
 def test_the_random_memory_is_read_by_a_map_that_recovers_what_it_can():
@@ -118,9 +118,9 @@ def test_the_control_of_pixels_forgets_and_stays_so():
     net = claim._pixel_net("s4d-short", 8, 0)
     free = claim._pixel_net("s4d", 8, 0)
     assert size_of(net) < size_of(free)
-    kernel = net.body.layers[0].kernel(50)
+    kernel = net.body.layers[0].kernel(50).detach()
     assert float(kernel[:, 12:].abs().max()) < 0.01 * float(kernel.abs().max())
-    assert float(free.body.layers[0].kernel(50)[:, 12:].abs().max()) > 0.01
+    assert float(free.body.layers[0].kernel(50).detach()[:, 12:].abs().max()) > 0.01
     before = net.body.layers[0].log_dt.clone()
     x, y = torch.randn(20, 30, 1), torch.arange(20) % 10
     train(net, x, y, steps=2, rate=0.01, seed=0, batch=10)
@@ -169,11 +169,9 @@ def test_nets_of_a_seed_begin_alike_and_leave_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, other = (
-        build(lambda: Classifier(torch.nn.LSTM(1, 4), 4, 2, pooled=True), 7) for _ in "ab"
-    )
+    made = [build(lambda: Classifier(torch.nn.LSTM(1, 4), 4, 2, pooled=True), 7) for _ in "ab"]
     assert torch.equal(torch.rand(1), expected)
-    assert torch.equal(one.head.weight, other.head.weight)
+    assert torch.equal(made[0].head.weight, made[1].head.weight)
 
 
 def test_accuracy_is_the_share_of_hits_in_percent():
