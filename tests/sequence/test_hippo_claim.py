@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from trialrun.catalogue.card import parse_card
-from trialrun.claims.contract import Context
+from trialrun.claims.contract import Context, On
+from trialrun.core.errors import UsageError
 from trialrun.dossiers.hippo import claim
 from trialrun.dossiers.hippo.memories import (
     RandomScaled,
@@ -69,12 +70,12 @@ def test_the_control_of_timescale_is_legs_without_its_division_by_time():
 
 
 def test_a_window_gives_back_its_window_and_nothing_before_it():
-    back = read_back("legt", NOISE, 500, window=200, order=48, seed=0)
+    back = read_back("legt", NOISE, 500, others=NOISE, window=200, order=48, seed=0)
     u = torch.from_numpy(NOISE.sampled(500)).float()
     assert back.shape == u.shape
     assert not back[:, :300].any()
     assert float((back - u)[:, 300:].square().mean()) < 0.05
-    told = read_back("legt-told", NOISE, 500, window=200, order=48, seed=0)
+    told = read_back("legt-told", NOISE, 500, others=NOISE, window=200, order=48, seed=0)
     assert float((told - u).square().mean()) < 0.05
 
 
@@ -90,8 +91,13 @@ def test_merged_bins_are_at_most_as_many_as_coefficients(length, size):
 
 def test_the_random_memory_is_read_by_a_map_that_recovers_what_it_can():
     u = torch.from_numpy(NOISE.sampled(400)).float()
+    others = band_limited_noise(512, seed=11)
     errors = {
-        arm: float((read_back(arm, NOISE, 400, window=400, order=64, seed=0) - u).square().mean())
+        arm: float(
+            (read_back(arm, NOISE, 400, others=others, window=400, order=64, seed=0) - u)
+            .square()
+            .mean()
+        )
         for arm in ("legs", "random")
     }
     assert errors["legs"] < 0.01 < errors["random"] < 0.5
@@ -181,3 +187,21 @@ def test_accuracy_is_the_share_of_hits_in_percent():
 
     logits = torch.eye(4)[torch.tensor([0, 1, 2, 3])]
     assert accuracy(Echo(), logits, torch.tensor([0, 1, 2, 0]), batch=3) == 75.0
+
+
+def test_a_users_series_are_scored_in_disjoint_blocks(tmp_path):
+    waves = band_limited_noise(12, seed=2, cycles=4).sampled(200)
+    rows = [",".join(map(str, row.round(6))) for row in waves]
+    file = tmp_path / "own.ts"
+    file.write_text("@timeStamps false\n@classLabel false\n@data\n" + "\n".join(rows) + "\n")
+    budget = replace(TRIAL.budgets["quick"], seeds=3, order=32)
+    ctx = Context(budget=budget, seed=1, on=On("series", str(file)))
+    claim.check_on(ctx)
+    mine, others = claim._signals(ctx)
+    assert (len(mine), len(others)) == (4, 8)
+    found = claim.memory(ctx, arm="legs")
+    assert found.n == 4
+    assert max(found.points.values()) < 0.01
+    assert max(claim.timescale(ctx, arm="legs").points.values()) < 0.1
+    with pytest.raises(UsageError, match="at least 16 signals that change, .* got 12"):
+        claim.check_on(replace(ctx, budget=replace(budget, seeds=4)))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trialrun.claims.contract import Arm, Budget, Context, Measurement, Trial
+from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng, split
-from trialrun.dossiers.hippo.memories import change_of_state, read_back, written
+from trialrun.dossiers.hippo.memories import Signals, change_of_state, read_back, written
 from trialrun.dossiers.hippo.nets import (
     Classifier,
     S4DStack,
@@ -30,10 +31,12 @@ from trialrun.dossiers.hippo.nets import (
 )
 from trialrun.material.curves import band_limited_noise, pen_strokes
 from trialrun.material.digits import load_digits, pixel_sequences
+from trialrun.material.series import read_ts
 
 LENGTHS = (1000, 2000, 4000)
 USUAL = 1024
 SAMPLES = 64
+OTHERS = 512
 RATES = {"half": 32, "double": 128}
 
 
@@ -74,26 +77,54 @@ def sizes_of(ctx: Context) -> HippoBudget:
     return ctx.budget
 
 
+def _signals(ctx: Context) -> tuple[Signals, Signals]:
+    """Return this seed's signals, and others of the kind: generated, or from the user's file."""
+    sizes = sizes_of(ctx)
+    if ctx.on is not None:
+        file = read_ts(ctx.on.path).series()
+        return file.block(ctx.seed - sizes.first_seed, sizes.seeds)
+    others = band_limited_noise(OTHERS, seed=split(ctx.seed, "others"))
+    return band_limited_noise(sizes.signals, seed=ctx.seed), others
+
+
+def check_on(ctx: Context) -> None:
+    """Refuse a file without enough signals for as many blocks as there are seeds."""
+    if ctx.on is None:
+        return
+    found, wanted = len(read_ts(ctx.on.path).series()), 4 * sizes_of(ctx).seeds
+    if found < wanted:
+        raise UsageError(
+            f"{ctx.on.path} must hold at least {wanted} signals that change, 4 for each of "
+            f"{sizes_of(ctx).seeds} blocks, got {found}: give a larger file or fewer --seeds"
+        )
+
+
 def timescale(ctx: Context, *, arm: str) -> Measurement:
     """Measure how much a memory changes when the same signals are sampled at another rate."""
     sizes = sizes_of(ctx)
-    noise = band_limited_noise(sizes.signals, seed=ctx.seed)
+    noise, _ = _signals(ctx)
     points = change_of_state(arm, noise, usual=USUAL, order=sizes.order, seed=ctx.seed)
-    return Measurement(points, sizes.signals)
+    return Measurement(points, len(written(noise, 1)))
 
 
 def memory(ctx: Context, *, arm: str) -> Measurement:
     """Measure the error of the history that a memory gives back."""
     sizes = sizes_of(ctx)
-    noise = band_limited_noise(sizes.signals, seed=ctx.seed)
+    noise, others = _signals(ctx)
     points = {}
     for length in LENGTHS:
         u = written(noise, length).double()
         found = read_back(
-            arm, noise, length, window=LENGTHS[0], order=sizes.order, seed=ctx.seed
+            arm,
+            noise,
+            length,
+            others=others,
+            window=LENGTHS[0],
+            order=sizes.order,
+            seed=ctx.seed,
         ).double()
         points[str(length)] = float((found - u).square().mean() / u.square().mean())
-    return Measurement(points, sizes.signals)
+    return Measurement(points, len(written(noise, 1)))
 
 
 def _digits(ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -219,6 +250,7 @@ TRIAL = Trial(
         kind: partial(train_strokes, kind=kind)
         for kind in ("hippo", "hippo-fixed", "lstm", "chrono")
     },
+    check_on=check_on,
     needs={
         "rate/hippo": ("hippo",),
         "rate/hippo-fixed": ("hippo-fixed",),

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trialrun.core.seeds import rng, split
-from trialrun.material.curves import Noise, band_limited_noise
+from trialrun.core.seeds import rng
+from trialrun.material.curves import Noise
+from trialrun.material.series import Series
 from trialrun.sequence.hippo import HiPPO, transition
 
+Signals = Noise | Series
 
-def written(noise: Noise, length: int) -> Tensor:
+
+def written(noise: Signals, length: int) -> Tensor:
     """Return the signals (signals, length) in float32."""
     return torch.from_numpy(noise.sampled(length)).float()
 
@@ -46,7 +49,7 @@ class RandomScaled:
         return u @ torch.cat([first, rest]) @ self.basis.T
 
 
-def state_after(arm: str, noise: Noise, length: int, usual: int, order: int, seed: int) -> Tensor:
+def state_after(arm: str, noise: Signals, length: int, usual: int, order: int, seed: int) -> Tensor:
     """Return an arm's memory of signals sampled ``length`` times where ``usual`` was expected."""
     u = written(noise, length)
     if arm == "random-scaled":
@@ -57,7 +60,7 @@ def state_after(arm: str, noise: Noise, length: int, usual: int, order: int, see
 
 
 def change_of_state(
-    arm: str, noise: Noise, *, usual: int, order: int, seed: int
+    arm: str, noise: Signals, *, usual: int, order: int, seed: int
 ) -> dict[str, float]:
     """Return how much the memory differs from that at the usual rate, relative to it."""
     base = state_after(arm, noise, usual, usual, order, seed).double()
@@ -68,13 +71,18 @@ def change_of_state(
     return found
 
 
-def read_back(arm: str, noise: Noise, length: int, *, window: int, order: int, seed: int) -> Tensor:
-    """Return an arm's reconstruction (signals, length) of the whole history."""
+def read_back(
+    arm: str, noise: Signals, length: int, *, others: Signals, window: int, order: int, seed: int
+) -> Tensor:
+    """Return an arm's reconstruction (signals, length) of the whole history.
+
+    ``others`` are signals of the kind to which a random memory's reading may be fitted.
+    """
     u = written(noise, length)
     if arm == "bins":
         return merged_bins(u, order)
     if arm == "random":
-        return _fitted(u, length, order, seed)
+        return _fitted(u, written(others, length), order, seed)
     chosen = {"legs": None, "legt": window, "legt-told": length}[arm]
     memory = HiPPO("legs" if arm == "legs" else "legt", order, window=chosen)
     state = memory.encode(u)
@@ -96,10 +104,9 @@ def merged_bins(u: Tensor, bins: int) -> Tensor:
     return torch.from_numpy(np.stack([np.interp(at, middles, row) for row in held]))
 
 
-def _fitted(u: Tensor, length: int, order: int, seed: int) -> Tensor:
-    """Read a random memory by least squares on 512 other signals of the kind."""
+def _fitted(u: Tensor, others: Tensor, order: int, seed: int) -> Tensor:
+    """Read a random memory by the linear map that fits other signals of the kind best."""
     memory = RandomScaled(order, seed=seed)
-    other = written(band_limited_noise(512, seed=split(seed, "fitted")), length)
-    states, signals = memory.encode(other).double().numpy(), other.double().numpy()
+    states, signals = memory.encode(others).double().numpy(), others.double().numpy()
     read, *_ = np.linalg.lstsq(states, signals, rcond=None)
     return torch.from_numpy(memory.encode(u).double().numpy() @ read)
