@@ -67,7 +67,7 @@ def test_a_bad_file_is_one_clear_sentence(tmp_path, text, message):
 
 
 def test_missing_files_blocks_and_lengths_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="must be a readable .ts file"):
+    with pytest.raises(UsageError, match=r"must be a readable .ts file"):
         read_ts(tmp_path / "nothing.ts")
     with pytest.raises(UsageError, match="at least 3 signals, got 1"):
         Series((np.ones(2),)).block(0, 3)
@@ -77,7 +77,7 @@ def test_missing_files_blocks_and_lengths_are_refused(tmp_path):
 
 def test_aeons_sets_are_read_where_it_is_installed_and_asked_for_where_not(tmp_path, monkeypatch):
     monkeypatch.setattr(series, "find_spec", lambda _: None)
-    with pytest.raises(NotRunnable, match="pip install aeon==1.6.0"):
+    with pytest.raises(NotRunnable, match=r"pip install aeon==1.6.0"):
         aeon_set("Toy")
     folder = tmp_path / "datasets" / "data" / "Toy"
     folder.mkdir(parents=True)

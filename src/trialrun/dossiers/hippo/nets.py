@@ -58,8 +58,9 @@ def lstm(inputs: int, width: int, *, longest: int) -> nn.LSTM:
         for name, bias in made.named_parameters():
             if name.startswith("bias"):
                 bias.zero_()
-        made.bias_hh_l0[:width] = -torch.log(reach)
-        made.bias_hh_l0[width : 2 * width] = torch.log(reach)
+        gates = made.get_parameter("bias_hh_l0")
+        gates[:width] = -torch.log(reach)
+        gates[width : 2 * width] = torch.log(reach)
     return made
 
 

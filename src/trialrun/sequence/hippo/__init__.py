@@ -21,7 +21,8 @@ from trialrun.sequence import _stack  # noqa: F401
 
 # isort: split
 from trialrun.blocks.scan import linear_scan
-from trialrun.sequence.hippo._layer import SSMLayer, parameter_groups
+from trialrun.sequence.hippo._groups import parameter_groups
+from trialrun.sequence.hippo._layer import SSMLayer
 from trialrun.sequence.hippo._memory import HiPPO, HiPPOState
 from trialrun.sequence.hippo._nplr import NPLR, nplr
 from trialrun.sequence.hippo._rnn import HiPPORNN

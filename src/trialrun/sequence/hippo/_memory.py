@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trialrun.sequence.hippo._basis import READABLE, longest_age, reading
 from trialrun.sequence.hippo._checks import Number, floats, one_of
 from trialrun.sequence.hippo._legs import legs_step, legs_sweep
+from trialrun.sequence.hippo._runs import run_each, run_fixed
 from trialrun.sequence.hippo._transition import (
     METHODS,
     Transition,
@@ -18,8 +19,6 @@ from trialrun.sequence.hippo._transition import (
     implicit_share,
     transition,
 )
-
-_CHUNK = 1024
 
 
 class HiPPOState(NamedTuple):
@@ -295,8 +294,10 @@ class HiPPO(nn.Module):
             return self._run_scaled(u, state, gaps, every)
         last = state.elapsed + (u.shape[1] if gaps is None else float(gaps.sum()))
         if gaps is not None:
-            return self._loop(u, state.coefficients, gaps / float(self.window or 1), every), last
-        return self._run_fixed(u, state.coefficients, every), last
+            steps = gaps / float(self.window or 1)
+            return run_each(u, state.coefficients, steps, self._discrete, every=every), last
+        assert self.fixed is not None
+        return run_fixed(u, state.coefficients, self.fixed, every=every), last
 
     def _run_scaled(
         self, u: Tensor, state: HiPPOState, gaps: Tensor | None, every: bool
@@ -310,51 +311,10 @@ class HiPPO(nn.Module):
             if not len(now):
                 return (memory[:, None] if every else memory), 1.0
         if self.method == "zoh":
-            found = self._loop(u, memory, _held(now, now - gaps), every)
+            found = run_each(u, memory, _held(now, now - gaps), self._discrete, every=every)
         else:
             found = legs_sweep(u, (gaps / now).to(u.device), memory, self.new, every=every)
         return (torch.cat([*head, found], dim=1) if every else found), float(now[-1])
-
-    def _loop(self, u: Tensor, memory: Tensor, steps: Tensor, every: bool) -> Tensor:
-        """Advance step by step where every step has matrices of its own."""
-        seen = []
-        for begin in range(0, u.shape[1], _CHUNK):
-            systems = self._discrete(steps[begin : begin + _CHUNK])
-            for A, B, now in zip(systems.A.to(u), systems.B.to(u), u[:, begin:].unbind(1)):
-                memory = memory @ A.T + now[:, None] * B
-                if every:
-                    seen.append(memory)
-        return torch.stack(seen, dim=1) if every else memory
-
-    def _run_fixed(self, u: Tensor, memory: Tensor, every: bool) -> Tensor:
-        """Advance a chunk at a time, each by one product with the powers of the matrix."""
-        assert self.fixed is not None
-        powers, whole_chunk = _impulses(self.fixed, min(_CHUNK, u.shape[1]))
-        seen = []
-        for part in u.split(len(powers), dim=1):
-            time = part.shape[1]
-            if every:
-                seen.append(self._chunk_states(part, memory, powers[:time]))
-                memory = seen[-1][:, -1]
-            else:
-                jump = whole_chunk if time == len(powers) else _power(self.fixed.A, time)
-                memory = memory @ jump.T.to(u) + part @ powers[:time].flip(0).to(u)
-        return torch.cat(seen, dim=1) if every else memory
-
-    def _chunk_states(self, u: Tensor, memory: Tensor, powers: Tensor) -> Tensor:
-        """Return all states of a short chunk, doubling the block that is known."""
-        assert self.fixed is not None
-        first = u[:, :, None] * powers[0].to(u)
-        first = torch.cat(
-            [first[:, :1] + (memory @ self.fixed.A.T.to(u))[:, None], first[:, 1:]], 1
-        )
-        jump, reach = self.fixed.A, 1
-        while reach < u.shape[1]:
-            # After a round every state holds the inputs of the last 2 x reach samples.
-            carried = first[:, :-reach] @ jump.T.to(u)
-            first = torch.cat([first[:, :reach], first[:, reach:] + carried], dim=1)
-            jump, reach = jump @ jump, 2 * reach
-        return first
 
 
 def _tilt(measure: str, alpha: Number | None, beta: Number | None) -> dict[str, float]:
@@ -365,16 +325,3 @@ def _tilt(measure: str, alpha: Number | None, beta: Number | None) -> dict[str, 
 def _held(now: Number | Tensor, before: Number | Tensor) -> Tensor:
     """Return the length of a step of LegS in the logarithm of time, where it is invariant."""
     return torch.log(torch.as_tensor(now, dtype=torch.float64) / before)
-
-
-def _power(matrix: Tensor, exponent: int) -> Tensor:
-    return torch.linalg.matrix_power(matrix, exponent)
-
-
-def _impulses(system: Transition, count: int) -> tuple[Tensor, Tensor]:
-    """Return B, AB, ..., A**(count - 1) B as rows, and A**count, by doubling."""
-    rows, jump = system.B[None], system.A
-    while len(rows) < count:
-        rows = torch.cat([rows, rows @ jump.T])
-        jump = jump @ jump
-    return rows[:count], _power(system.A, count)
