@@ -140,6 +140,7 @@ def _digits(ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _pixel_net(arm: str, width: int, seed: int) -> nn.Module:
     if arm == "lstm":
+        # The mean over time serves an LSTM better here than its last step does.
         wide = width + width // 2
         return Classifier(nn.LSTM(1, wide, batch_first=True), wide, 10, pooled=True)
     body = S4DStack(1, width, layers=2, seed=seed)
@@ -150,7 +151,8 @@ def _pixel_net(arm: str, width: int, seed: int) -> nn.Module:
                 layer.log_dt.zero_()
                 layer.log_dt.requires_grad_(False)
                 layer.log_decay.requires_grad_(False)
-    return Classifier(body, width, 10, pooled=True)
+    # Read at the last step, where only what was remembered counts.
+    return Classifier(body, width, 10, pooled=False)
 
 
 def pixels(ctx: Context, *, arm: str) -> Measurement:
@@ -231,8 +233,8 @@ def _arms(measure: Callable[..., Measurement], *names: str) -> dict[str, Arm]:
 _SMOKE = HippoBudget(
     seeds=2, signals=4, order=16, pool=4, digits=100, pixel_steps=2, stroke_steps=2, strokes=40
 )
-_QUICK = HippoBudget(seeds=3, signals=32, pool=2, pixel_steps=60, stroke_steps=100)
-_FULL = HippoBudget(seeds=5, first_seed=100, signals=64, pool=1, pixel_steps=100, stroke_steps=300)
+_QUICK = HippoBudget(seeds=3, signals=32, pool=2, pixel_steps=100, stroke_steps=100)
+_FULL = HippoBudget(seeds=5, first_seed=100, signals=64, pool=1, pixel_steps=120, stroke_steps=300)
 # Sized for one H200, where the loops over time decide; it has not been run.
 _GPU = HippoBudget(
     seeds=3, signals=256, pool=1, pixel_steps=1500, stroke_steps=1000, strokes=8000, width=64
