@@ -188,7 +188,7 @@ def test_a_few_steps_of_training_lower_the_loss_and_keep_poles_stable():
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert bool((layer._poles().real < 0).all())
 
