@@ -9,6 +9,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
+    "hippo_stream.py": "whole sequence and single steps agree: True",
     "mbml_stream.py": "likeliest switch before symbol 15",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }

@@ -1,0 +1,327 @@
+"""Online memory of a whole input in a few numbers (gu2020hippo)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trialrun.sequence.hippo._basis import READABLE, longest_age, reading
+from trialrun.sequence.hippo._checks import Number, floats, one_of
+from trialrun.sequence.hippo._legs import legs_step, legs_sweep
+from trialrun.sequence.hippo._runs import run_each, run_fixed
+from trialrun.sequence.hippo._transition import (
+    METHODS,
+    Transition,
+    discretise,
+    implicit_share,
+    transition,
+)
+
+
+class HiPPOState(NamedTuple):
+    """What a memory holds: ``coefficients`` (batch, order) after ``elapsed`` samples of time."""
+
+    coefficients: Tensor
+    elapsed: Number
+
+
+class HiPPO(nn.Module):
+    """Remember a signal as coefficients of an orthogonal basis, updated online (gu2020hippo).
+
+    ``legs`` without a window is the scale-free memory: it weighs everything since the beginning
+    alike, has no length to choose, and a step costs O(order). Every other measure, and ``legs``
+    with a window, advances by a fixed step of 1 / window. All work on float32 or float64 signals
+    and pass gradients to them; there is nothing to train.
+
+    The scale-free memory is singular at time 0: its first sample is taken as a constant past, so
+    the state after it is (u, 0, 0, ...).
+
+    Parameters
+    ----------
+    measure : str
+        As in `transition`. ``legsd`` and ``foud`` can be encoded but not reconstructed.
+    order : int, at least 1
+        Numbers remembered.
+    method : str
+        Discretisation, as in `discretise`. ``forward`` is unstable where a step is long for the
+        order, so in the first ``order`` samples of ``legs``.
+    window : float above 0, or None
+        Samples in one unit of time, for every measure but scale-free ``legs``. It must cover what
+        is to be remembered.
+    share : float in [0, 1]
+        For the method ``gbt``.
+    alpha, beta : float
+        Parameters of ``lagt`` and ``glagt``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown measure or method, a missing or needless window, or a wrong shape.
+
+    Examples
+    --------
+    >>> memory = HiPPO("legs", order=16)
+    >>> ramp = torch.linspace(0, 1, 200)[None]
+    >>> state = memory.encode(ramp)
+    >>> state.coefficients.shape, state.elapsed
+    (torch.Size([1, 16]), 200.0)
+    >>> bool((memory.reconstruct(state) - ramp).abs().max() < 0.01)
+    True
+    """
+
+    def __init__(
+        self,
+        measure: str = "legs",
+        order: int = 64,
+        *,
+        method: str = "bilinear",
+        window: Number | None = None,
+        share: Number | None = None,
+        alpha: Number | None = None,
+        beta: Number | None = None,
+    ) -> None:
+        super().__init__()
+        self.system = transition(measure, order, alpha=alpha, beta=beta)
+        one_of("method", method, METHODS)
+        self.measure, self.order, self.method, self.window = measure, order, method, window
+        self.share = share
+        self.tilt = {} if measure not in ("lagt", "glagt") else _tilt(measure, alpha, beta)
+        if window is None and measure != "legs":
+            raise ValueError(
+                f"window must be given for {measure}, the samples in its unit of time; "
+                "only legs does without one"
+            )
+        if window is not None and not 0 < window < float("inf"):
+            raise ValueError(f"window must be above 0 samples, got {window!r}")
+        self.new = implicit_share("bilinear" if method == "zoh" else method, share)
+        self.scaled = window is None
+        self.fixed = None if window is None else self._discrete(1.0 / window)
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"{self.measure!r}, order={self.order}, method={self.method!r}, window={self.window}"
+
+    def _discrete(self, step: Number | Tensor) -> Transition:
+        return discretise(*self.system, step, self.method, share=self.share)
+
+    def systems(self, elapsed: Number, time: int) -> Transition:
+        """Return the matrices of the ``time`` steps after ``elapsed`` samples, in float64.
+
+        ``A`` has shape (time, order, order) and ``B`` (time, order).
+        """
+        if self.fixed is not None:
+            A, B = self.fixed
+            return Transition(A.expand(time, *A.shape), B.expand(time, *B.shape))
+        now = elapsed + torch.arange(1, time + 1, dtype=torch.float64)
+        first = int(elapsed == 0)
+        steps = _held(now, now - 1) if self.method == "zoh" else 1 / now
+        A, B = self._discrete(torch.as_tensor(steps)[first:])
+        if first:
+            # The first sample stands for a constant past, whatever was there before.
+            start = torch.zeros_like(self.system.A)[None]
+            A, B = torch.cat([start, A]), torch.cat([torch.eye(self.order)[:1].to(B), B])
+        return Transition(A, B)
+
+    def start(self, u: Tensor) -> HiPPOState:
+        """Return the empty memory for signals like ``u``, whose first axis is the batch."""
+        return HiPPOState(u.new_zeros(u.shape[0], self.order), 0.0)
+
+    def step(
+        self, u: Float[Tensor, " batch"], state: HiPPOState | None = None, *, interval: Number = 1.0
+    ) -> HiPPOState:
+        """Take one sample in.
+
+        Parameters
+        ----------
+        u : tensor of shape (batch,)
+        state : HiPPOState or None
+            What the last step returned; None before the first.
+        interval : float above 0
+            Time since the sample before, in samples.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit, or the interval is not above 0.
+        """
+        floats("u", u, ("batch",))
+        state = self._checked(state, u)
+        if not interval > 0:
+            raise ValueError(f"interval must be above 0 samples, got {interval!r}")
+        now = state.elapsed + interval
+        memory = state.coefficients
+        if self.scaled and not state.elapsed:
+            return HiPPOState(nn.functional.pad(u[:, None], (0, self.order - 1)), now)
+        if self.scaled and self.method != "zoh":
+            return HiPPOState(legs_step(memory, u, interval / now, self.new), now)
+        system: Transition | None
+        if self.scaled:
+            system = self._discrete(_held(now, state.elapsed))
+        else:
+            usual = self.fixed is not None and interval == 1.0
+            system = self.fixed if usual else self._discrete(interval / float(self.window or 1))
+        assert system is not None
+        A, B = (part.to(u) for part in system)
+        return HiPPOState(memory @ A.T + u[:, None] * B, now)
+
+    def forward(
+        self,
+        u: Float[Tensor, "batch time"],
+        state: HiPPOState | None = None,
+        *,
+        times: Float[Tensor, " time"] | None = None,
+    ) -> HiPPOState:
+        """Do what `encode` does with ``u``, ``state`` and ``times``."""
+        return self.encode(u, state, times=times)
+
+    def encode(
+        self,
+        u: Float[Tensor, "batch time"],
+        state: HiPPOState | None = None,
+        *,
+        times: Float[Tensor, " time"] | None = None,
+    ) -> HiPPOState:
+        """Take a sequence in and return the memory after it.
+
+        Parameters
+        ----------
+        u : tensor of shape (batch, time)
+        state : HiPPOState or None
+            To go on from; None begins anew.
+        times : tensor of shape (time,), or None
+            When the samples were taken, in samples and increasing from above what has elapsed;
+            None is one after another.
+
+        Raises
+        ------
+        ValueError
+            If shapes or times do not fit.
+        """
+        memory, last = self._run(u, state, times, every=False)
+        return HiPPOState(memory, last)
+
+    def states(
+        self,
+        u: Float[Tensor, "batch time"],
+        state: HiPPOState | None = None,
+        *,
+        times: Float[Tensor, " time"] | None = None,
+    ) -> Float[Tensor, "batch time order"]:
+        """Return the coefficients after every sample; `encode` says what u, state and times are."""
+        return self._run(u, state, times, every=True)[0]
+
+    def reconstruct(
+        self,
+        state: HiPPOState,
+        length: int | None = None,
+        *,
+        ages: Float[Tensor, " points"] | None = None,
+    ) -> Float[Tensor, "batch points"]:
+        """Return the remembered signal, oldest sample first.
+
+        Parameters
+        ----------
+        state : HiPPOState
+        length : int, at least 1, or None
+            Samples to give back, up to now; None is all that the measure reaches and has seen.
+        ages : tensor of shape (points,), or None
+            Points to read in place of ``length``, as samples before now: half a sample is the
+            middle of the last.
+
+        Raises
+        ------
+        ValueError
+            For a memory that has seen nothing, a measure without a basis, or wrong arguments.
+        """
+        state = self._checked(state, state.coefficients)
+        if self.measure not in READABLE:
+            raise ValueError(
+                f"{self.measure} has no basis to read a signal from: use one of "
+                f"{', '.join(READABLE)}"
+            )
+        if not state.elapsed:
+            raise ValueError("the memory is empty, expected at least one sample: encode one first")
+        unit = state.elapsed if self.window is None else self.window
+        if ages is None:
+            reach = 1.0 if self.scaled else longest_age(self.measure, self.order)
+            known = max(1, int(min(state.elapsed, reach * unit)))
+            length = known if length is None else length
+            if isinstance(length, bool) or not 1 <= length <= state.elapsed:
+                raise ValueError(f"length must be from 1 to {int(state.elapsed)}, got {length!r}")
+            ages = torch.arange(length, 0, -1, dtype=torch.float64) - 0.5
+        table = reading(
+            self.measure, self.order, ages.cpu() / unit, scaled=self.scaled, **self.tilt
+        )
+        return state.coefficients @ table.T.to(state.coefficients)
+
+    def _checked(self, state: HiPPOState | None, like: Tensor) -> HiPPOState:
+        if state is None:
+            return self.start(like)
+        expected = (like.shape[0], self.order)
+        held = getattr(state, "coefficients", None)
+        if not isinstance(held, Tensor) or held.shape != expected:
+            got = tuple(held.shape) if isinstance(held, Tensor) else type(state).__name__
+            raise ValueError(
+                f"state must be a HiPPOState with coefficients of shape (batch, order) = "
+                f"{expected}, got {got}: is it another memory's?"
+            )
+        return state
+
+    def _gaps(self, time: int, elapsed: Number, times: Tensor | None) -> Tensor | None:
+        if times is None:
+            return None
+        if times.shape != (time,):
+            raise ValueError(f"times must have shape ({time},), got {tuple(times.shape)}")
+        when = torch.cat([torch.tensor([elapsed]).double(), times.detach().double().cpu()])
+        gaps = when.diff()
+        if not bool((gaps > 0).all()):
+            raise ValueError(
+                f"times must increase from above {elapsed:g} samples, got a gap of "
+                f"{float(gaps.min()):g}"
+            )
+        return gaps
+
+    def _run(
+        self, u: Tensor, state: HiPPOState | None, times: Tensor | None, *, every: bool
+    ) -> tuple[Tensor, float]:
+        floats("u", u, ("batch", "time"))
+        state = self._checked(state, u)
+        gaps = self._gaps(u.shape[1], state.elapsed, times)
+        if self.scaled:
+            return self._run_scaled(u, state, gaps, every)
+        last = state.elapsed + (u.shape[1] if gaps is None else float(gaps.sum()))
+        if gaps is not None:
+            steps = gaps / float(self.window or 1)
+            return run_each(u, state.coefficients, steps, self._discrete, every=every), last
+        assert self.fixed is not None
+        return run_fixed(u, state.coefficients, self.fixed, every=every), last
+
+    def _run_scaled(
+        self, u: Tensor, state: HiPPOState, gaps: Tensor | None, every: bool
+    ) -> tuple[Tensor, float]:
+        gaps = torch.ones(u.shape[1], dtype=torch.float64) if gaps is None else gaps
+        now = state.elapsed + gaps.cumsum(0)
+        memory, head = state.coefficients, []
+        if not state.elapsed:
+            memory = nn.functional.pad(u[:, :1], (0, self.order - 1))
+            head, u, gaps, now = [memory[:, None]], u[:, 1:], gaps[1:], now[1:]
+            if not len(now):
+                return (memory[:, None] if every else memory), 1.0
+        if self.method == "zoh":
+            found = run_each(u, memory, _held(now, now - gaps), self._discrete, every=every)
+        else:
+            found = legs_sweep(u, (gaps / now).to(u.device), memory, self.new, every=every)
+        return (torch.cat([*head, found], dim=1) if every else found), float(now[-1])
+
+
+def _tilt(measure: str, alpha: Number | None, beta: Number | None) -> dict[str, float]:
+    usual = 1.0 if measure == "lagt" else 0.01
+    return {"alpha": alpha or 0.0, "beta": usual if beta is None else beta}
+
+
+def _held(now: Number | Tensor, before: Number | Tensor) -> Tensor:
+    """Return the length of a step of LegS in the logarithm of time, where it is invariant."""
+    return torch.log(torch.as_tensor(now, dtype=torch.float64) / before)
