@@ -17,6 +17,7 @@ from torch import Tensor
 from trialrun.attention._flt_features import NOTHING, Sized
 
 CHUNK = 128
+LEAST = 1e-30
 
 
 class Sums(NamedTuple):
@@ -41,8 +42,13 @@ def _with_ones(value: Tensor) -> Tensor:
 
 
 def _normalised(total: Tensor) -> Tensor:
-    """Divide by the last column; a query without any weight gets 0."""
-    return total[..., :-1] / total[..., -1:].clamp(min=torch.finfo(total.dtype).tiny)
+    """Divide by the last column; a query whose weights all vanish gets 0.
+
+    Weights are relative to the largest that features can give, so sums below ``LEAST`` mean that
+    no key shares a feature with the query; dividing by them would overflow on the way back.
+    """
+    weight = total[..., -1:]
+    return total[..., :-1] / torch.where(weight > LEAST, weight, torch.ones_like(weight))
 
 
 def attend_all(query: Tensor, key: Sized, value: Tensor) -> Tensor:

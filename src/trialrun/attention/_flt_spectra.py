@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 TAIL = 8.0
-"""Frequencies of the local mask end here, in periods per half width (its sine lobes end at
-multiples of 1/2)."""
 
 
 class Waves(NamedTuple):
@@ -41,6 +39,15 @@ class Spectrum(Protocol):
 
     def exact(self, offsets: Tensor) -> Tensor:
         """Return the mask itself, (heads, ...), at offsets (..., dim)."""
+
+
+def tail_of(dim: int) -> float:
+    """Return where the frequencies of a box end, in periods per half width of an axis.
+
+    Its sine lobes end at multiples of 1/2. A product of long tails over several axes costs more
+    noise than it saves in rounded edges, so they share one tail.
+    """
+    return TAIL ** (1 / dim)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -158,7 +165,7 @@ class Local(nn.Module):
     """The box: C where every |z_l| <= v_l, and 0 elsewhere; C and v are learned.
 
     Its transform C prod_l sin(2 pi v_l xi_l) / (pi xi_l) falls too slowly for any density to give a
-    finite variance. Frequencies are therefore drawn from 1 / (1/2 + |u|), cut at ``TAIL``, in
+    finite variance. Frequencies are therefore drawn from 1 / (1/2 + |u|), cut at `tail_of`, in
     periods u = v xi: the quotient stays bounded, and the box has slightly rounded edges.
     """
 
@@ -174,7 +181,7 @@ class Local(nn.Module):
         points = points.to(height.dtype)
         signed = 2 * points - 1
         share = torch.cat((points[..., :1], signed[..., 1:].abs()), dim=-1)
-        span = math.log1p(2 * TAIL)
+        span = math.log1p(2 * tail_of(points.shape[-1]))
         size = torch.expm1(share * span) / 2
         # 2 sinc(2 u) / q(u): one axis of the transform over the density on both half lines.
         quotient = (2 * torch.sinc(2 * size) * (1 + 2 * size) * span).prod(-1)
