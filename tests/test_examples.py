@@ -9,6 +9,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
+    "flt_long_sequence.py": "the last step gives what the whole gives: True",
     "mbml_stream.py": "likeliest switch before symbol 15",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }

@@ -46,6 +46,8 @@ from trialrun.core.shapes import check_axes
 __all__ = ["FLTAttention", "FLTState", "SpectralRPE"]
 
 _SHORTEST_SCALE = 2.0
+SEGMENT = 1024
+"""Tokens that causal attention reads at a time; a multiple of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +192,10 @@ class FLTAttention(nn.Module):
             return torch.zeros_like(x)
         places, projected = self._places(x, coords, 0), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
-            query, key, value = self._sized(projected, places, padding)
             if self.causal:
-                found, _ = attend_causal(query, key, value, no_sums(query, value))
+                found, _ = self._read(projected, places, padding, None)
             else:
-                found = attend_all(query, key, value)
+                found = attend_all(*self._sized(projected, places, padding))
             if padding is not None:
                 found = found * padding[:, None, :, None]
         return self._join(found, x)
@@ -220,10 +221,8 @@ class FLTAttention(nn.Module):
         position = state.position if state is not None else 0
         places, projected = self._places(x, coords, position), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
-            query, key, value = self._sized(projected, places, None)
-            past = state.sums if state is not None else no_sums(query, value)
-            read = attend_step if x.shape[1] == 1 else attend_causal
-            found, sums = read(query, key, value, past)
+            past = state.sums if state is not None else None
+            found, sums = self._read(projected, places, None, past)
         return self._join(found, x), FLTState(sums, position + x.shape[1], self._owner)
 
     def step(
@@ -314,6 +313,25 @@ class FLTAttention(nn.Module):
             )
         rpe.check_coords(coords)
         return coords
+
+    def _read(
+        self, projected: Tensor, places: Tensor | None, padding: Tensor | None, past: Sums | None
+    ) -> tuple[Tensor, Sums]:
+        """Attend causally, a segment at a time: what one needs stays in a processor's cache."""
+        parts = []
+        for first in range(0, max(1, projected.shape[1]), SEGMENT):
+            cut = slice(first, first + SEGMENT)
+            query, key, value = self._sized(
+                projected[:, cut],
+                None if places is None else places[..., cut, :],
+                None if padding is None else padding[:, cut],
+            )
+            past = no_sums(query, value) if past is None else past
+            read = attend_step if value.shape[2] == 1 else attend_causal
+            found, past = read(query, key, value, past)
+            parts.append(found)
+        assert past is not None
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)), past
 
     def _sized(
         self, projected: Tensor, places: Tensor | None, padding: Tensor | None

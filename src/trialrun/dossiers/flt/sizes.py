@@ -22,6 +22,8 @@ class Sizes(Budget):
         Held-out windows scored for each model, of the training length.
     steps : int
         Training steps of a head that names the symbol k places back.
+    mask_features : int
+        Random features of that head.
     scored : int
         Sequences on which it is scored.
     lengths : tuple of int
@@ -35,6 +37,7 @@ class Sizes(Budget):
     features: int = 64
     windows: int
     steps: int
+    mask_features: int = 256
     scored: int
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     repeats: int = 3
@@ -58,6 +61,7 @@ BUDGETS = {
         features=16,
         windows=4,
         steps=3,
+        mask_features=16,
         scored=8,
         lengths=(128, 256),
         repeats=1,
@@ -69,7 +73,7 @@ BUDGETS = {
         shape=_SMALL,
         schedule=Schedule(steps=60, batch=8),
         windows=64,
-        steps=100,
+        steps=150,
         scored=64,
         repeats=2,
     ),
@@ -79,7 +83,7 @@ BUDGETS = {
         shape=_SMALL,
         schedule=Schedule(steps=250, batch=12),
         windows=160,
-        steps=250,
+        steps=300,
         scored=128,
     ),
     "gpu": Sizes(
