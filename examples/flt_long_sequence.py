@@ -13,11 +13,13 @@ def main():
 
     with torch.no_grad():
         whole = attn(x)
-        read, state = attn.prefill(x[:, :4000])
+        _, state = attn.prefill(x[:, :4000])
         for t in range(4000, 4096):
             y, state = attn.step(x[:, t], state)
         print("tokens read:", state.position, "numbers kept:", state.sums.total.numel())
-        print("the last step gives what the whole gives:", torch.allclose(y, whole[:, -1], atol=1e-4))
+        print(
+            "the last step gives what the whole gives:", torch.allclose(y, whole[:, -1], atol=1e-4)
+        )
 
         distance = torch.tensor([[0.0], [8.0], [100.0]])
         print("mask at 0, 8 and 100 tokens, first head:", rpe.mask(distance)[0].round(decimals=2))

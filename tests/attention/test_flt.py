@@ -12,7 +12,7 @@ from tests.naive.flt import (
     naive_places,
     naive_scenic_ratio,
 )
-from trialrun.attention import _flt_linear
+from trialrun.attention import _flt_linear, flt
 from trialrun.attention._flt_features import orthogonal_rows, relu_features, softmax_features
 from trialrun.attention._flt_spectra import tail_of
 from trialrun.attention.flt import FLTAttention, SpectralRPE
@@ -36,7 +36,7 @@ def attention(kind="mixture", **settings):
 
 def slow(attn, x, coords, real=None):
     """Run the twin on a module's own parameters, head by head, and join the heads."""
-    batch, time, width = x.shape
+    batch, _, width = x.shape
     rpe, size = attn.rpe, width // attn.heads
     q, k, v = (x @ part.T for part in attn.qkv.weight.chunk(3))
     waves = rpe.waves()
@@ -76,6 +76,7 @@ def slow(attn, x, coords, real=None):
 @pytest.mark.parametrize("feature_map", ["softmax", "relu"])
 def test_outputs_and_gradients_match_the_slow_twin(time, causal, feature_map, monkeypatch):
     monkeypatch.setattr(_flt_linear, "CHUNK", 16)
+    monkeypatch.setattr(flt, "SEGMENT", 32)
     attn = attention(causal=causal, feature_map=feature_map)
     x = draw(1, time, 6, seed=time).requires_grad_()
     fast, twin = attn(x), slow(attn, x, torch.arange(time)[None, :, None])
@@ -105,7 +106,9 @@ def test_float32_stays_close_to_the_slow_twin():
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_weighs_nothing_and_gives_zero(causal):
     attn, x = attention(causal=causal), draw(3, 7, 6)
-    real = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0]]).bool()
+    real = torch.tensor(
+        [[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0]]
+    ).bool()
     found = attn(x, padding=real)
     torch.testing.assert_close(
         found[:2], slow(attn, x[:2], torch.arange(7)[None, :, None].expand(2, -1, -1), real[:2])

@@ -193,5 +193,5 @@ def test_a_short_text_is_refused_in_one_sentence(tmp_path):
     ],
 )
 def test_an_unknown_arm_is_refused(make):
-    with pytest.raises(UsageError, match="arm must be one of .*, got 'alibi'"):
+    with pytest.raises(UsageError, match=r"arm must be one of .*, got 'alibi'"):
         make()

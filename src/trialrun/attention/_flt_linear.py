@@ -51,21 +51,17 @@ def _normalised(total: Tensor) -> Tensor:
     return total[..., :-1] / torch.where(weight > LEAST, weight, torch.ones_like(weight))
 
 
-def attend_all(query: Tensor, key: Sized, value: Tensor) -> Tensor:
-    """Let every query see every key; the largest size is that of its batch row and head."""
-    peak = key.log_size.amax(-1, keepdim=True)
-    weighted = key.values * (key.log_size - peak).exp().unsqueeze(-1)
-    return _normalised(query @ (weighted.transpose(-1, -2) @ _with_ones(value)))
-
-
-def attend_step(query: Tensor, key: Sized, value: Tensor, past: Sums) -> tuple[Tensor, Sums]:
-    """Add one token, time being 1 in all shapes, and let its query see it and the past."""
-    size = key.log_size.squeeze(-1)
-    peak = torch.maximum(past.peak, size)
+def add_keys(key: Sized, value: Tensor, past: Sums) -> Sums:
+    """Return the sums with these keys added; their peak is one of its batch row and head alone."""
+    peak = torch.maximum(past.peak, key.log_size.amax(-1))
     kept = past.total * (past.peak - peak).exp()[..., None, None]
-    mine = key.values * (size - peak).exp()[..., None, None]
-    total = kept + mine.transpose(-1, -2) @ _with_ones(value)
-    return _normalised(query @ total), Sums(total, peak)
+    mine = key.values * (key.log_size - peak.unsqueeze(-1)).exp().unsqueeze(-1)
+    return Sums(kept + mine.transpose(-1, -2) @ _with_ones(value), peak)
+
+
+def look(query: Tensor, sums: Sums) -> Tensor:
+    """Let every query see all the keys in the sums."""
+    return _normalised(query @ sums.total)
 
 
 def attend_causal(query: Tensor, key: Sized, value: Tensor, past: Sums) -> tuple[Tensor, Sums]:

@@ -238,7 +238,7 @@ class SpectralRPE(nn.Module):
         key = torch.cat((cos, sin), dim=-1) / math.sqrt(self.freqs)
         return Sides(query / weight, key * weight)
 
-    def mask(self, offsets: Float[Tensor, "*rows dim"]) -> Float[Tensor, "heads *rows"]:
+    def mask(self, offsets: Float[Tensor, "*rows dim"]) -> Float[Tensor, "heads ..."]:
         """Return the mask as estimated by the sampled frequencies, at offsets r_i - r_j.
 
         Parameters
@@ -257,7 +257,7 @@ class SpectralRPE(nn.Module):
                 f"offsets must have shape (..., {self.dim}), got {tuple(offsets.shape)}"
             )
 
-    def exact(self, offsets: Float[Tensor, "*rows dim"]) -> Float[Tensor, "heads *rows"]:
+    def exact(self, offsets: Float[Tensor, "*rows dim"]) -> Float[Tensor, "heads ..."]:
         """Return the mask that the estimate of ``sides="one"`` converges to.
 
         Parameters

@@ -200,8 +200,8 @@ class Local(nn.Module):
 class Kernel(nn.Module):
     """A kernel whose transform is a density: the frequencies are drawn from it.
 
-    ``gaussian`` is C exp(-|z|^2 / (2 l^2)), ``laplace`` is C exp(-sum_i |z_i| / l); C and the length
-    l are learned, l by moving the frequencies.
+    ``gaussian`` is C exp(-|z|^2 / (2 l^2)), ``laplace`` is C exp(-sum_i |z_i| / l); C and
+    the length l are learned, l by moving the frequencies.
     """
 
     def __init__(self, *, name: str, heads: int, scale: float) -> None:

@@ -20,7 +20,7 @@ from trialrun.attention import _flt_stack  # noqa: F401
 
 # isort: split
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from trialrun.attention._flt_features import (
@@ -33,9 +33,9 @@ from trialrun.attention._flt_features import (
 )
 from trialrun.attention._flt_linear import (
     Sums,
-    attend_all,
+    add_keys,
     attend_causal,
-    attend_step,
+    look,
     no_sums,
 )
 from trialrun.attention._flt_rpe import Sides, SpectralRPE, check_whole
@@ -47,7 +47,7 @@ __all__ = ["FLTAttention", "FLTState", "SpectralRPE"]
 
 _SHORTEST_SCALE = 2.0
 SEGMENT = 1024
-"""Tokens that causal attention reads at a time; a multiple of a chunk."""
+"""Tokens read at a time; a multiple of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ class FLTAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time width"],
-        coords: Shaped[Tensor, "..."] | None = None,
+        coords: Shaped[Tensor, "... _"] | None = None,
         *,
-        padding: Shaped[Tensor, "..."] | None = None,
+        padding: Shaped[Tensor, "... _"] | None = None,
     ) -> Float[Tensor, "batch time width"]:
         """Attend over a batch of sequences or point sets.
 
@@ -192,10 +192,7 @@ class FLTAttention(nn.Module):
             return torch.zeros_like(x)
         places, projected = self._places(x, coords, 0), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
-            if self.causal:
-                found, _ = self._read(projected, places, padding, None)
-            else:
-                found = attend_all(*self._sized(projected, places, padding))
+            found, _ = self._read(projected, places, padding, None)
             if padding is not None:
                 found = found * padding[:, None, :, None]
         return self._join(found, x)
@@ -204,7 +201,7 @@ class FLTAttention(nn.Module):
         self,
         x: Float[Tensor, "batch time width"],
         state: FLTState | None = None,
-        coords: Shaped[Tensor, "..."] | None = None,
+        coords: Shaped[Tensor, "... _"] | None = None,
     ) -> tuple[Float[Tensor, "batch time width"], FLTState]:
         """Read several tokens after those in ``state``; return their outputs and the new state.
 
@@ -229,7 +226,7 @@ class FLTAttention(nn.Module):
         self,
         x: Float[Tensor, "batch width"],
         state: FLTState | None = None,
-        coords: Shaped[Tensor, "..."] | None = None,
+        coords: Shaped[Tensor, "... _"] | None = None,
     ) -> tuple[Float[Tensor, "batch width"], FLTState]:
         """Read one token of each sequence in constant time and memory.
 
@@ -317,7 +314,7 @@ class FLTAttention(nn.Module):
     def _read(
         self, projected: Tensor, places: Tensor | None, padding: Tensor | None, past: Sums | None
     ) -> tuple[Tensor, Sums]:
-        """Attend causally, a segment at a time: what one needs stays in a processor's cache."""
+        """Attend a segment at a time: what one needs stays in a processor's cache."""
         parts = []
         for first in range(0, max(1, projected.shape[1]), SEGMENT):
             cut = slice(first, first + SEGMENT)
@@ -327,10 +324,15 @@ class FLTAttention(nn.Module):
                 None if padding is None else padding[:, cut],
             )
             past = no_sums(query, value) if past is None else past
-            read = attend_step if value.shape[2] == 1 else attend_causal
-            found, past = read(query, key, value, past)
+            if self.causal and value.shape[2] != 1:
+                found, past = attend_causal(query, key, value, past)
+            else:
+                past = add_keys(key, value, past)
+                found = look(query, past) if self.causal else query
             parts.append(found)
         assert past is not None
+        if not self.causal:
+            parts = [look(query, past) for query in parts]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)), past
 
     def _sized(

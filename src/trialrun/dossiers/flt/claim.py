@@ -69,9 +69,7 @@ def name_symbols(ctx: Context, *, arm: str) -> Measurement:
 def growth(ctx: Context, *, arm: str) -> Measurement:
     """Measure the slopes of time and memory over length."""
     sizes = sizes_of(ctx)
-    found = cost.growth(
-        arm, sizes.lengths, repeats=sizes.repeats, seed=ctx.seed, device=ctx.device
-    )
+    found = cost.growth(arm, sizes.lengths, repeats=sizes.repeats, seed=ctx.seed, device=ctx.device)
     seconds = found.pop("seconds")
     return Measurement(found, len(sizes.lengths), {"seconds_at_longest": seconds})
 
@@ -99,10 +97,13 @@ def _losses(*arms: str) -> dict[str, Arm]:
     return {arm: partial(loss, arm=arm) for arm in arms}
 
 
-_MIXED = ("mixture", "none", "absolute", "rotary", "toeplitz", "softmax", "mixture-shuffled")
+_MIXED = (
+    *("mixture", "none", "absolute", "rotary", "toeplitz", "softmax"),
+    *("mixture-shuffled", "mixture-all-pairs"),
+)
 _LANGUAGE = {
     "no-rpe": tuple(arm for arm in _MIXED if arm != "absolute"),
-    "absolute": tuple(arm for arm in _MIXED if arm != "none"),
+    "absolute": tuple(arm for arm in _MIXED if arm not in ("none", "mixture-all-pairs")),
     "local": ("local", "none", "mixture", "toeplitz", "softmax", "local-shuffled"),
 }
 

@@ -24,10 +24,10 @@ from trialrun.dossiers.flt.rivals import Rival
 from trialrun.material.stdlib_text import load_stdlib_text
 
 SCALE = 4.0
-"""Scale of the masks in bytes: frequencies up to about half a turn a byte, as far as makes sense."""
+"""Scale of the masks in bytes: frequencies reach about half a turn a byte, and more is waste."""
 
 LINEAR = ("none", "absolute", "mixture", "local", "mixture-shuffled", "local-shuffled")
-ARMS = (*LINEAR, "rotary", "toeplitz", "softmax")
+ARMS = (*LINEAR, "rotary", "toeplitz", "softmax", "mixture-all-pairs")
 
 
 class Swapped(nn.Module):
@@ -101,15 +101,16 @@ def make_lm(arm: str, shape: Shape, *, features: int, seed: int, freqs: int = 64
 
 def _attention(arm: str, shape: Shape, features: int, freqs: int, seed: int) -> nn.Module:
     size = (shape.width, shape.heads)
-    if arm not in LINEAR:
-        return Rival(*size, scheme=arm, features=features, length=shape.length, seed=seed)
-    kind, _, shuffled = arm.partition("-")
+    kind, _, changed = arm.partition("-")
     rpe: SpectralRPE | None = None
-    if shuffled:
+    if changed == "shuffled":
         rpe = Shuffled(kind, heads=shape.heads, freqs=freqs, length=shape.length, seed=seed)
     elif kind in ("mixture", "local"):
         rpe = SpectralRPE(1, kind, heads=shape.heads, freqs=freqs, scale=SCALE, seed=seed)
-    return FLTAttention(*size, rpe=rpe, features=features, causal=True, seed=seed)
+    if arm in LINEAR:
+        return FLTAttention(*size, rpe=rpe, features=features, causal=True, seed=seed)
+    settings: dict[str, Any] = {"features": features, "length": shape.length, "seed": seed}
+    return Rival(*size, scheme=changed or arm, rpe=rpe, **settings)
 
 
 def save_lm(model: Any, folder: Path) -> None:

@@ -98,9 +98,7 @@ def accuracy(
     for _ in range(steps):
         ids = draw_ids(draw, 16).to(device)
         logits = head(ids)[:, back:]
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, : LENGTH - back].flatten()
-        )
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, : LENGTH - back].flatten())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

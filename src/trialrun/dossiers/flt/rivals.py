@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trialrun.attention._flt_features import Sized, softmax_features
-from trialrun.attention.flt import FLTAttention
+from trialrun.attention.flt import FLTAttention, SpectralRPE
 from trialrun.blocks.rotary import Rotary
 
 
@@ -20,12 +20,21 @@ class Rival(nn.Module):
 
     ``rotary`` turns features by their place, in the numerator alone, as rotary embedding is
     used with linear attention; ``toeplitz`` multiplies the weights by exp(b(i - j)) with a free b
-    for every distance up to ``length`` (the mask that NPRF evaluates by FFT); ``softmax`` adds
-    that b to the logits of softmax attention.
+    for every distance up to ``length`` (the mask that NPRF evaluates by FFT); ``all-pairs`` does so
+    with the mask ``rpe``, which then goes round the random features and their noise; ``softmax``
+    adds a free b to the logits of softmax attention.
     """
 
     def __init__(
-        self, width: int, heads: int, *, scheme: str, features: int, length: int, seed: int
+        self,
+        width: int,
+        heads: int,
+        *,
+        scheme: str,
+        features: int,
+        length: int,
+        seed: int,
+        rpe: SpectralRPE | None = None,
     ) -> None:
         super().__init__()
         self.scheme, self.heads = scheme, heads
@@ -33,7 +42,8 @@ class Rival(nn.Module):
         self.rotary = Rotary(features // 2 * 2)
         if scheme == "softmax":
             self.inner.register_buffer("projection", None)
-        if scheme != "rotary":
+        self.rpe = rpe
+        if scheme in ("toeplitz", "softmax"):
             self.bias = nn.Parameter(torch.zeros(heads, length))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,8 +66,10 @@ class Rival(nn.Module):
         # Causal sizes: the largest so far, so that the future cannot be felt.
         gap = keys.log_size.unsqueeze(-2) - keys.log_size.cummax(-1).values.unsqueeze(-1)
         gap = gap.masked_fill(later, -torch.inf)
-        if self.scheme == "toeplitz":
-            weights = queries @ keys.values.transpose(-1, -2) * (gap + self._by_distance(step)).exp()
+        if self.scheme != "rotary":
+            weights = (
+                queries @ keys.values.transpose(-1, -2) * (gap + self._by_distance(step)).exp()
+            )
             return weights, weights.sum(-1)
         total = (queries @ keys.values.transpose(-1, -2) * gap.exp()).sum(-1)
         turned = self.rotary(queries, step) @ self.rotary(keys.values, step).transpose(-1, -2)
@@ -71,6 +83,9 @@ class Rival(nn.Module):
         return queries.values, keys
 
     def _by_distance(self, step: Tensor) -> Tensor:
+        if self.rpe is not None:
+            places = self.rpe(step[:, None])
+            return places.query @ places.key.transpose(-1, -2)
         return self.bias[:, (step[:, None] - step).clamp(min=0)]
 
 
@@ -86,4 +101,3 @@ def toeplitz_by_fft(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> 
     mixed = torch.fft.irfft(torch.fft.rfft(outer, n=2 * time, dim=2) * mask, n=2 * time, dim=2)
     total = (query.unsqueeze(-2) @ mixed[:, :, :time]).squeeze(-2)
     return total[..., :-1] / total[..., -1:]
-

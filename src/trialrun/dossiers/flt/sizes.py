@@ -49,7 +49,7 @@ def sizes_of(ctx: Context) -> Sizes:
     return ctx.budget
 
 
-_SMALL = Shape(layers=2, width=64, heads=2, length=128)
+_SMALL = Shape(layers=2, width=64, heads=2, length=64)
 _TINY = Shape(layers=1, width=32, heads=1, length=16)
 _BIG = Shape(layers=6, width=512, heads=8, length=2048)
 
@@ -71,18 +71,18 @@ BUDGETS = {
         seeds=3,
         first_seed=50,
         shape=_SMALL,
-        schedule=Schedule(steps=60, batch=8),
-        windows=64,
+        schedule=Schedule(steps=80, batch=8),
+        windows=96,
         steps=150,
         scored=64,
-        repeats=2,
+        repeats=1,
     ),
     "full": Sizes(
         seeds=5,
         first_seed=100,
         shape=_SMALL,
-        schedule=Schedule(steps=250, batch=12),
-        windows=160,
+        schedule=Schedule(steps=450, batch=8),
+        windows=400,
         steps=300,
         scored=128,
     ),
