@@ -55,7 +55,7 @@ def naive_mask(z, xi, even, odd=None):
 
 
 def naive_places(r, xi, even, odd=None, sides="one"):
-    """N1 and N2 at a place r; with one side, scaled to equal length."""
+    """N1 and N2 at a place r; with one side, every wave is scaled to equal length on both."""
     count = len(xi)
     cos = [torch.cos(2 * math.pi * (xi[m] * r).sum()) for m in range(count)]
     sin = [torch.sin(2 * math.pi * (xi[m] * r).sum()) for m in range(count)]
@@ -65,11 +65,11 @@ def naive_places(r, xi, even, odd=None, sides="one"):
         both += [even[m] * sin[m] / root for m in range(count)]
         return torch.stack(both), torch.stack(both)
     b = [torch.zeros_like(even[0])] * count if odd is None else odd
-    power = sum(even[m] ** 2 + b[m] ** 2 for m in range(count)) / count
-    s = (power + 1e-4) ** 0.25
-    first = [(even[m] * cos[m] + b[m] * sin[m]) / root / s for m in range(count)]
-    first += [(even[m] * sin[m] - b[m] * cos[m]) / root / s for m in range(count)]
-    second = [cos[m] / root * s for m in range(count)] + [sin[m] / root * s for m in range(count)]
+    s = [(even[m] ** 2 + b[m] ** 2 + 1e-4) ** 0.25 for m in range(count)]
+    first = [(even[m] * cos[m] + b[m] * sin[m]) / root / s[m] for m in range(count)]
+    first += [(even[m] * sin[m] - b[m] * cos[m]) / root / s[m] for m in range(count)]
+    second = [cos[m] / root * s[m] for m in range(count)]
+    second += [sin[m] / root * s[m] for m in range(count)]
     return torch.stack(first), torch.stack(second)
 
 

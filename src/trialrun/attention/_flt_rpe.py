@@ -3,8 +3,8 @@
 With N1 and N2 the features of a query's and a key's place, N1 . N2 estimates the mask at their
 offset. ``one`` puts the spectrum on the query's side; ``both`` puts it on both, as the authors'
 code does, which squares it: such a mask is positive definite and highest at offset 0. Ours, not
-theirs: the two sides of ``one`` are scaled to equal length, which their product does not feel and
-the noise of random features does; frequencies fill their range evenly (scrambled Sobol points)
+theirs: every wave of ``one`` is given equal length on both sides, which the product does not feel
+and the noise of random features does; frequencies fill their range evenly (scrambled Sobol points)
 where the authors' code draws them independently.
 """
 
@@ -228,13 +228,13 @@ class SpectralRPE(nn.Module):
             return Sides(side, side)
         if waves.odd is None:
             query = torch.cat((even * cos, even * sin), dim=-1)
-            power = waves.even.square().mean(-1)
+            power = waves.even.square()
         else:
             odd = (waves.odd / math.sqrt(self.freqs)).reshape(*lead, 1, self.freqs)
             query = torch.cat((even * cos + odd * sin, even * sin - odd * cos), dim=-1)
-            power = (waves.even.square() + waves.odd.square()).mean(-1)
-        # Equal lengths of both sides; the small number keeps a mask of 0 differentiable.
-        weight = (power + 1e-4).pow(0.25).reshape(*lead, 1, 1)
+            power = waves.even.square() + waves.odd.square()
+        # Every wave is of equal length on both sides; the small number keeps 0 differentiable.
+        weight = (power + 1e-4).pow(0.25).repeat(1, 2).reshape(*lead, 1, 2 * self.freqs)
         key = torch.cat((cos, sin), dim=-1) / math.sqrt(self.freqs)
         return Sides(query / weight, key * weight)
 

@@ -33,6 +33,11 @@ class Alive(TorchDispatchMode):
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Loading the compiler, which nothing here uses, would take longer than the measurement.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note what the operator made."""
         found = func(*args, **(kwargs or {}))
