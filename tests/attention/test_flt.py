@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conformance.watch import annotations_unchecked
 from tests.naive.flt import (
     naive_flt,
     naive_local_ratio,
@@ -458,7 +459,7 @@ def test_empty_batches_and_sequences_come_back_empty():
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(message, call):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught, annotations_unchecked():
         call()
     assert "\n" not in str(caught.value)
 

@@ -13,7 +13,6 @@ quartic features, no attention dropout, no packed segments.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from trialrun.attention import _flt_stack  # noqa: F401
@@ -23,6 +22,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from trialrun.attention._flt_checks import FLTState, check_state, check_tokens, places_of
 from trialrun.attention._flt_features import (
     MAPS,
     Sized,
@@ -45,28 +45,8 @@ from trialrun.core.shapes import check_axes
 
 __all__ = ["FLTAttention", "FLTState", "SpectralRPE"]
 
-_SHORTEST_SCALE = 2.0
 SEGMENT = 1024
 """Tokens read at a time; a multiple of a chunk."""
-
-
-@dataclass(frozen=True)
-class FLTState:
-    """What `FLTAttention.step` hands on: of constant size, whatever was read.
-
-    Parameters
-    ----------
-    sums : Sums
-        Tensors of shape (batch, heads, features, width of a head + 1) and (batch, heads).
-    position : int
-        Tokens read so far.
-    owner : object
-        Mark of the module, and of its projections, that the sums belong to.
-    """
-
-    sums: Sums
-    position: int
-    owner: object
 
 
 class FLTAttention(nn.Module):
@@ -187,10 +167,10 @@ class FLTAttention(nn.Module):
         padding : bool tensor of shape (batch, time) or None
             True where a token is real; others weigh nothing and give 0, but keep their index.
         """
-        self._check_input(x, padding)
+        check_tokens(x, padding, self.width)
         if not x.numel():
             return torch.zeros_like(x)
-        places, projected = self._places(x, coords, 0), self.qkv(x)
+        places, projected = places_of(x, coords, self.rpe, 0), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
             found, _ = self._read(projected, places, padding, None)
             if padding is not None:
@@ -213,10 +193,14 @@ class FLTAttention(nn.Module):
         coords : tensor of shape (time, dim) or (batch, time, dim), or None
             As in `forward`; None counts on from the state.
         """
-        self._check_input(x, None)
-        self._check_state(x, state)
+        check_tokens(x, None, self.width)
+        if not self.causal:
+            raise UsageError(
+                "reading step by step needs causal=True, got an attention that sees the future"
+            )
+        check_state(x, state, self._owner)
         position = state.position if state is not None else 0
-        places, projected = self._places(x, coords, position), self.qkv(x)
+        places, projected = places_of(x, coords, self.rpe, position), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
             past = state.sums if state is not None else None
             found, sums = self._read(projected, places, None, past)
@@ -243,73 +227,6 @@ class FLTAttention(nn.Module):
             coords = coords.unsqueeze(-2)
         y, state = self.prefill(x.unsqueeze(1), state, coords)
         return y.squeeze(1), state
-
-    def _check_input(self, x: Tensor, padding: Tensor | None) -> None:
-        check_axes("x", x, ("batch", "time", "width"))
-        if x.shape[2] != self.width or not x.is_floating_point():
-            raise UsageError(
-                f"x must hold floating-point tokens of width {self.width}, got {x.dtype} of width "
-                f"{x.shape[2]}"
-            )
-        if padding is not None and (
-            padding.shape != x.shape[:2] or padding.dtype is not torch.bool
-        ):
-            raise UsageError(
-                f"padding must be bool of shape (batch, time) = {tuple(x.shape[:2])}, True where a "
-                f"token is real, got {padding.dtype} of shape {tuple(padding.shape)}"
-            )
-
-    def _check_state(self, x: Tensor, state: FLTState | None) -> None:
-        if not self.causal:
-            raise UsageError(
-                "reading step by step needs causal=True, got an attention that sees the future"
-            )
-        if state is None:
-            return
-        if not isinstance(state, FLTState):
-            raise UsageError(
-                f"state must be an FLTState from this module or None, got {type(state).__name__}"
-            )
-        if state.owner is not self._owner:
-            raise UsageError(
-                "state must come from this very module since its weights were last loaded or "
-                "redrawn, got another's: begin anew with state=None"
-            )
-        if state.sums.peak.shape[0] != x.shape[0]:
-            raise UsageError(
-                f"state must be of the same batch size as x ({x.shape[0]}), got "
-                f"{state.sums.peak.shape[0]}"
-            )
-
-    def _places(self, x: Tensor, coords: Tensor | None, first: int) -> Tensor | None:
-        """Return coordinates (time, dim) or (batch, time, dim), or None without a mask."""
-        rpe = self.rpe
-        if rpe is None:
-            if coords is not None:
-                raise UsageError("coords are of no use without rpe: give FLTAttention a mask")
-            return None
-        if coords is None:
-            if rpe.dim != 1:
-                raise UsageError(
-                    f"coords are needed, of shape (batch, time, {rpe.dim}): the mask is over "
-                    f"points of {rpe.dim} dimensions"
-                )
-            if rpe.scale < _SHORTEST_SCALE:
-                raise UsageError(
-                    f"coords are needed, such as index / length, got None with a mask of scale "
-                    f"{rpe.scale:g}, which cannot tell whole indices apart: scale must be at "
-                    f"least {_SHORTEST_SCALE:g} tokens"
-                )
-            index = torch.arange(first, first + x.shape[1], device=x.device)
-            return index[:, None]
-        shapes = ((x.shape[1],), tuple(x.shape[:2]))
-        if tuple(coords.shape[:-1]) not in shapes:
-            raise UsageError(
-                f"coords must have shape (time, {rpe.dim}) or (batch, time, {rpe.dim}) to fit x of "
-                f"shape {tuple(x.shape)}, got {tuple(coords.shape)}"
-            )
-        rpe.check_coords(coords)
-        return coords
 
     def _read(
         self, projected: Tensor, places: Tensor | None, padding: Tensor | None, past: Sums | None

@@ -71,11 +71,10 @@ BUDGETS = {
         seeds=3,
         first_seed=50,
         shape=_SMALL,
-        schedule=Schedule(steps=80, batch=8),
+        schedule=Schedule(steps=60, batch=8),
         windows=96,
         steps=120,
         scored=64,
-        repeats=1,
     ),
     "full": Sizes(
         seeds=5,
