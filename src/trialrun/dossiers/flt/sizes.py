@@ -51,7 +51,7 @@ def sizes_of(ctx: Context) -> Sizes:
 
 _SMALL = Shape(layers=2, width=64, heads=2, length=64)
 _TINY = Shape(layers=1, width=32, heads=1, length=16)
-_BIG = Shape(layers=6, width=512, heads=8, length=2048)
+_BIG = Shape(layers=6, width=512, heads=8, length=1024)
 
 BUDGETS = {
     "smoke": Sizes(
