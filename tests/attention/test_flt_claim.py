@@ -10,6 +10,7 @@ from trialrun.blocks.bytelm import Shape
 from trialrun.catalogue.card import parse_card
 from trialrun.claims.contract import Context, On
 from trialrun.core.errors import UsageError
+from trialrun.core.seeds import rng
 from trialrun.dossiers.flt import claim, cost, lm, offsets, rivals
 
 SHAPE = Shape(layers=2, width=32, heads=2, length=16)
@@ -127,16 +128,10 @@ def test_a_rival_without_bias_is_flt_attention_without_a_mask():
 def test_one_head_sees_places_and_not_symbols():
     for arm in offsets.ARMS:
         head = offsets.OneHead(arm, features=16, freqs=8, seed=0)
-        first, second = offsets.draw_ids(torch_free_rng(), 2)
+        first, second = offsets.draw_ids(rng(0, "test"), 2)
         logits = head(torch.stack((first, second)))
         renamed = head(torch.stack((15 - first, 15 - second)))
         torch.testing.assert_close(renamed.flip(-1), logits, rtol=1e-4, atol=1e-5)
-
-
-def torch_free_rng():
-    from trialrun.core.seeds import rng
-
-    return rng(0, "test")
 
 
 def test_a_slope_is_a_power():

@@ -172,6 +172,9 @@ class FLTAttention(nn.Module):
             return torch.zeros_like(x)
         places, projected = places_of(x, coords, self.rpe, 0), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
+            if padding is not None:
+                # Whatever stands in a padded place, infinite or missing numbers too, is gone here.
+                projected = projected.masked_fill(~padding.unsqueeze(-1), 0.0)
             found, _ = self._read(projected, places, padding, None)
             if padding is not None:
                 found = found * padding[:, None, :, None]
