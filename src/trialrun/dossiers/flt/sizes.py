@@ -82,7 +82,7 @@ BUDGETS = {
         shape=_SMALL,
         schedule=Schedule(steps=400, batch=8),
         windows=400,
-        steps=300,
+        steps=450,
         scored=128,
     ),
     "gpu": Sizes(
