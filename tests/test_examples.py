@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
     "hippo_stream.py": "whole sequence and single steps agree: True",
+    "flt_long_sequence.py": "the last step gives what the whole gives: True",
     "mbml_stream.py": "likeliest switch before symbol 15",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
