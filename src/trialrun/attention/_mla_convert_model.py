@@ -24,11 +24,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from trialrun.attention._mla_core import mix_latents
 from trialrun.core.errors import UsageError
 
 MODEL_TYPE = "trialrun_latent_llama"
-LARGEST_SCORES = 2**25
-"""Scores held at once in the absorbed form."""
 
 
 class LatentLlamaConfig(LlamaConfig):
@@ -167,20 +166,13 @@ class LatentLlamaAttention(nn.Module):
         up = self.kv_b_proj.weight.view(groups, -1, self.kv_lora_rank)
         up_k, up_v = up.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
         q_latent = q_nope.reshape(batch, groups, -1, self.qk_nope_head_dim) @ up_k
-        q_latent = q_latent.view(batch, heads, time, -1)
-        at_once = max(1, LARGEST_SCORES // (batch * heads * length))
-        parts = []
-        for start in range(0, time, at_once):
-            rows = slice(start, start + at_once)
-            queries = min(at_once, time - start)
-            scores = q_latent[:, :, rows].flatten(1, 2) @ latent[:, 0].transpose(1, 2)
-            scores = scores + q_rope[:, :, rows].flatten(1, 2) @ k_rope[:, 0].transpose(1, 2)
-            wide = torch.promote_types(scores.dtype, torch.float32)
-            scores = scores.view(batch, heads, queries, length).to(wide) * self.scaling
-            shares = _masked(scores, mask, length - time + start, rows).softmax(-1)
-            seen = shares.to(latent.dtype).flatten(1, 2) @ latent[:, 0]
-            parts.append(seen.view(batch, heads, queries, -1))
-        z = torch.cat(parts, dim=2).view(batch, groups, -1, self.kv_lora_rank)
+        mixed = mix_latents(
+            (q_latent.view(batch, heads, time, -1), q_rope),
+            (latent[:, 0], k_rope[:, 0]),
+            scale=self.scaling,
+            mask=_causal(time, length, latent.device) if mask is None and time > 1 else mask,
+        ).latent.to(latent.dtype)
+        z = mixed.reshape(batch, groups, -1, self.kv_lora_rank)
         return (z @ up_v.transpose(1, 2)).view(batch, heads, time, -1).transpose(1, 2)
 
 
@@ -189,17 +181,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _masked(scores: Tensor, mask: Tensor | None, first: int, rows: slice) -> Tensor:
-    """Hide what the mask hides, or, without one, the tokens after each query."""
-    lowest = torch.finfo(scores.dtype).min
-    if mask is not None:
-        mask = mask[:, :, rows]
-        return scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
-    queries, keys = scores.shape[-2:]
-    if queries == 1 and first == keys - 1:
-        return scores
-    ahead = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(first + 1)
-    return scores.masked_fill(ahead, lowest)
+def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return seen.tril(keys - queries)[None, None]
 
 
 class LatentLlamaForCausalLM(LlamaForCausalLM):
