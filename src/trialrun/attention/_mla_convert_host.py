@@ -38,8 +38,8 @@ _KEPT = (
 )
 
 
-def check_host(model: Any) -> None:
-    """Raise unless ``model`` can be converted.
+def check_host(model: Any, *, weights: bool = True) -> None:
+    """Raise unless ``model`` can be converted; its weights are looked at unless told not to.
 
     Raises
     ------
@@ -51,7 +51,9 @@ def check_host(model: Any) -> None:
         raise UsageError(f"model must be a transformers model, got {type(model).__name__}")
     kind = getattr(config, "model_type", type(model).__name__)
     if getattr(config, "kv_lora_rank", None) is not None:
-        raise UsageError(f"model has a latent cache already (model_type {kind}): nothing to convert")
+        raise UsageError(
+            f"model has a latent cache already (model_type {kind}): nothing to convert"
+        )
     if kind not in HOSTS or not hasattr(model, "lm_head"):
         raise UsageError(
             f"convert_to_mla serves {', '.join(HOSTS)} models for causal language modelling, got "
@@ -63,7 +65,7 @@ def check_host(model: Any) -> None:
             f"the model's config has an active sliding window of {config.sliding_window} tokens: "
             f"load it with sliding_window=None (Qwen: use_sliding_window=False)"
         )
-    for layer in model.model.layers:
+    for layer in model.model.layers if weights else ():
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             _check_linear(name, getattr(layer.self_attn, name, None))
 
@@ -154,9 +156,7 @@ def as_batches(calibration: Any, vocabulary: int) -> list[dict[str, Tensor]]:
             )
         tokens = ids.numel() if mask is None else int(mask.sum())
         if tokens:
-            batches.append(
-                {"input_ids": ids} | ({} if mask is None else {"attention_mask": mask})
-            )
+            batches.append({"input_ids": ids} | ({} if mask is None else {"attention_mask": mask}))
     if not batches:
         raise UsageError("calibration is empty: pass token ids of shape (batch, time)")
     return batches

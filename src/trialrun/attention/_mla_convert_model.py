@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from trialrun.attention._mla_core import mix_latents
+from trialrun.attention._mla_core import crossover_of, mix_latents
 from trialrun.core.errors import UsageError
 
 MODEL_TYPE = "trialrun_latent_llama"
@@ -97,18 +97,15 @@ class LatentLlamaAttention(nn.Module):
             "rotary_pairs", torch.zeros(self.qk_rope_head_dim // 2, dtype=torch.int64)
         )
 
-    @property
-    def crossover(self) -> float:
-        """Query tokens up to which the absorbed form costs fewer FLOPs; inf means always.
+    def absorbs(self, query: int, cached: int) -> bool:
+        """Tell whether ``query`` new tokens on ``cached``, themselves included, are absorbed.
 
-        Expanding costs ``rank (nope + v)`` a key head and cached token, once; after it a query
-        costs ``nope + rope + v`` a head in place of ``2 rank + rope``.
+        Expanding is done once a key head, absorbing once a query head, so that a host with g query
+        heads a key head changes over g times earlier than `crossover` says. A prompt is always
+        expanded.
         """
-        widths = self.qk_nope_head_dim + self.v_head_dim
-        saved = 2 * self.kv_lora_rank - widths
-        if saved <= 0:
-            return float("inf")
-        return self.kv_lora_rank * widths / (saved * self.num_key_value_groups)
+        limit = crossover_of(self.kv_lora_rank, self.qk_nope_head_dim, self.v_head_dim, cached)
+        return query < cached and query * self.num_key_value_groups < limit
 
     def forward(
         self,
@@ -131,7 +128,7 @@ class LatentLlamaAttention(nn.Module):
         plain = attention_mask is None or isinstance(attention_mask, Tensor)
         dropped = self.attention_dropout if self.training else 0.0
         weights = None
-        if latent.shape[2] > time < self.crossover and plain and not dropped:
+        if plain and not dropped and self.absorbs(time, latent.shape[2]):
             out = self._absorbed(q_nope, q_rope, latent, k_rope, attention_mask)
         else:
             key, value = self.expand_kv(latent, k_rope)

@@ -214,10 +214,9 @@ def _weights(keys: Tensor, values: Tensor) -> tuple[float, float]:
 
 def _root(covariance: Tensor) -> Tensor:
     """Return L with L L' = covariance, lifted a little so that unseen directions count last."""
-    size = len(covariance)
-    lift = RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)
-    eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.cholesky((covariance + covariance.T) / 2 + lift * eye)
+    spread, axes = torch.linalg.eigh((covariance + covariance.T) / 2)
+    lift = RIDGE * spread.mean().clamp(min=torch.finfo(spread.dtype).tiny)
+    return axes * spread.clamp(min=float(lift)).sqrt()
 
 
 def _principal(rows: Tensor, root: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,27 +1,172 @@
-"""Measure the claims of mla.
-
-The rules stand in the card and are fixed before a run.
-"""
+"""Measures what the claims about latent attention speak of; the card holds the rules."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from trialrun.claims.contract import Budget, Trial
+from transformers.utils import logging as transformers_logging
+
+from trialrun.attention._mla_convert import Healing, Recipe, convert_to_mla
+from trialrun.blocks.bytelm import save_model, text_batches, train
+from trialrun.claims.contract import Context, Measurement, Trial
+from trialrun.core.errors import UsageError
+from trialrun.dossiers.mla.exactness import HEADS, bytes_per_token, errors
+from trialrun.dossiers.mla.hosts import (
+    calibration,
+    check_model,
+    corpus,
+    held_out_loss,
+    load_host,
+    sizes_of,
+)
+from trialrun.dossiers.mla.sizes import BUDGETS
+from trialrun.dossiers.mla.variants import attention_parameters, make_variant
+
+SHARES = {"1/2": 2, "1/3": 3, "1/6": 6}
+ROTARY_PART = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size(Budget):
-    """How much of everything a run takes."""
+def _be_quiet() -> None:
+    # Tiny models have no generation settings to speak of, and units run beside a progress bar.
+    transformers_logging.get_logger("transformers").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
 
-    items: int
+
+def _bytes(ctx: Context, *, arm: str) -> Measurement:
+    _be_quiet()
+    tokens = 24 + ctx.seed % 8
+    held = {name: bytes_per_token(arm, heads, tokens) for name, heads in HEADS.items()}
+    whole = {name: bytes_per_token("mha", heads, tokens) for name, heads in HEADS.items()}
+    shares = {name: held[name] / whole[name] for name in HEADS}
+    return Measurement(shares, n=tokens, extra={f"bytes {n}": b for n, b in held.items()})
+
+
+def _absorbed(ctx: Context, *, arm: str) -> Measurement:
+    _be_quiet()
+    decoded = sizes_of(ctx).decoded
+    points: dict[str, float] = {}
+    for kind in ("V2", "V3"):
+        logits, greedy = errors(kind, arm, seed=ctx.seed, decoded=decoded)
+        points |= {f"{kind} logits": logits, f"{kind} greedy": greedy}
+    return Measurement(points, n=decoded)
+
+
+def _train(ctx: Context, variant: str) -> Any:
+    sizes = sizes_of(ctx)
+    model = make_variant(variant, sizes.shape, seed=ctx.seed)
+    data = corpus(ctx.on)[0]
+    batches = text_batches(data, sizes.shape, seed=ctx.seed)
+    train(model, batches, sizes.schedule, device=ctx.device)
+    return model
+
+
+def _prepare_mha(ctx: Context, folder: Path) -> None:
+    _be_quiet()
+    if ctx.model is None:
+        save_model(_train(ctx, "mha"), folder)
+
+
+def _quality(ctx: Context, *, variant: str) -> Measurement:
+    _be_quiet()
+    model = load_host(ctx) if variant == "mha" else _train(ctx, variant)
+    loss, n = held_out_loss(ctx, model)
+    return Measurement.of(loss, n=n, attention_parameters=attention_parameters(model))
+
+
+def _conversion(
+    ctx: Context, *, recipe: Recipe | None, cut: bool = True, heal: bool = False
+) -> Measurement:
+    """Return the loss after converting to each share of the host's cache."""
+    _be_quiet()
+    host = load_host(ctx)
+    if recipe is None:
+        loss, n = held_out_loss(ctx, host)
+        return Measurement(dict.fromkeys(SHARES, loss), n=n)
+    seen = calibration(ctx)
+    healing = Healing(steps=_healing_steps(ctx), rate=1e-3, seed=ctx.seed) if heal else None
+    points: dict[str, float] = {}
+    n = 0
+    for name, share in SHARES.items():
+        rank, rope = _cut_to(host, share)
+        model = convert_to_mla(
+            host, rank if cut else None, rope, calibration=seen, recipe=recipe, healing=healing
+        )
+        points[name], n = held_out_loss(ctx, model)
+    return Measurement(points, n=n)
+
+
+def _healing_steps(ctx: Context) -> int:
+    return sizes_of(ctx).model_healing if ctx.model is not None else sizes_of(ctx).healing
+
+
+def _cut_to(host: Any, share: int) -> tuple[int, int]:
+    """Return latent rank and rotary width that hold a ``share``-th of the host's cache."""
+    dim = host.model.layers[0].self_attn.head_dim
+    kept = 2 * host.config.num_key_value_heads * dim // share
+    rope = max(2, kept // ROTARY_PART // 2 * 2)
+    return min(kept - rope, host.config.hidden_size), rope
+
+
+def _check_on(ctx: Context) -> None:
+    if ctx.on is not None:
+        corpus(ctx.on)
+    if ctx.model is not None:
+        check_model(ctx)
+
+
+def _keep(ctx: Context, folder: Path) -> str:
+    """Leave the user's model, or a byte model of the user's text, at a third of its cache."""
+    _be_quiet()
+    if ctx.model is None and ctx.on is None:
+        raise UsageError("there is nothing of the user's own to keep")
+    host = load_host(ctx) if ctx.model is not None else _train(ctx, "mha")
+    rank, rope = _cut_to(host, 3)
+    convert_to_mla(host, rank, rope, calibration=calibration(ctx)).save_pretrained(folder)
+    return "\n".join(
+        [
+            "import trialrun.attention.mla  # tells transformers of converted models",
+            "from transformers import AutoModelForCausalLM",
+            f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})",
+        ]
+    )
+
+
+def _converted(factor: str, **choice: Any) -> Any:
+    extra = {name: choice.pop(name) for name in ("cut", "heal") if name in choice}
+    return partial(_conversion, recipe=Recipe(factor=factor, **choice), **extra)
 
 
 TRIAL = Trial(
-    budgets={
-        "smoke": Size(seeds=2, items=20),
-        "quick": Size(seeds=3, items=200),
-        "full": Size(seeds=5, items=2000),
+    budgets=BUDGETS,
+    arms={
+        "bytes": {
+            name: partial(_bytes, arm=name)
+            for name in ("mla", "mha", "mqa", "gqa-8", "transformers", "expanded")
+        },
+        "absorbed": {
+            name: partial(_absorbed, arm=name)
+            for name in ("absorbed", "expanded", "whole", "permuted", "random")
+        },
+        "quality": {
+            name: partial(_quality, variant=name)
+            for name in ("mla", "mha", "gqa", "gqa-wide", "frozen")
+        },
+        "conversion": {
+            "pca": _converted("pca"),
+            "original": partial(_conversion, recipe=None),
+            "split": _converted("split"),
+            "random": _converted("random"),
+            "svd": _converted("svd"),
+            "low": _converted("pca", select="low"),
+            "partial": _converted("svd", cut=False),
+            "healed": _converted("pca", heal=True),
+        },
     },
-    arms={},
+    prepare={"mha": _prepare_mha},
+    needs={"quality/mha": ("mha",), "conversion": ("mha",)},
+    check_on=_check_on,
+    keep=_keep,
 )
