@@ -301,7 +301,9 @@ def _rotary(dim: int, theta: float, interleave: bool, given: Rotary | None) -> R
             raise UsageError(f"rope_dim must be even, for features turn in pairs, got {dim}")
         return Rotary(dim, theta, interleaved=interleave) if dim else None
     if given.dim != dim:
-        raise UsageError(f"rotary must turn rope_dim={dim} features, got one that turns {given.dim}")
+        raise UsageError(
+            f"rotary must turn rope_dim={dim} features, got one that turns {given.dim}"
+        )
     return given
 
 

@@ -175,7 +175,11 @@ class LatentCache:
             return
         held = (self._buffer.shape[0], self._rank, self._buffer.shape[2] - self._rank)
         come = (latent.shape[0], latent.shape[2], rope_key.shape[2])
-        if held != come or self._buffer.dtype != latent.dtype or self._buffer.device != latent.device:
+        if (
+            held != come
+            or self._buffer.dtype != latent.dtype
+            or self._buffer.device != latent.device
+        ):
             raise UsageError(
                 f"this cache holds batch {held[0]} of latents {held[1]} and rotary keys {held[2]} "
                 f"wide ({self._buffer.dtype} on {self._buffer.device}), got batch {come[0]}, "

@@ -10,6 +10,9 @@ choosing keys by an indexer) stays its own code.
 
 from __future__ import annotations
 
+from trialrun.attention import _mla_stack  # noqa: F401
+
+# isort: split
 import sys
 from functools import partial
 from types import MethodType
@@ -81,6 +84,8 @@ def check_host(model: Any) -> list[Any]:
 def _check_module(module: Any) -> None:
     name = type(module).__name__
     family = type(module).__module__.rpartition(".")[2].removeprefix("modeling_")
+    if hasattr(module, "absorbs"):
+        raise UsageError(f"{name} chooses absorbed attention by itself: it needs no patch")
     if family not in SERVED:
         raise UsageError(f"AbsorbedMLA was not tested on {name}: it serves {', '.join(SERVED)}")
     implementation = module.config._attn_implementation
@@ -145,7 +150,7 @@ def _hand_on(self: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]
     return kv_nope, k_rot
 
 
-def _check_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_cache(module: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Say so where the cache holds another model's keys, before they meet this model's."""
     cache = kwargs.get("past_key_values")
     layers = getattr(cache, "layers", ())
@@ -179,7 +184,9 @@ def _attend(
     own = _own_function(module, base)
     if not mine:
         # A module without latents that shares the config of one that has them.
-        return own(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest)
+        return own(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
+        )
     chosen = rest.pop("indices", None)
     mask = _causal(module, query, key, attention_mask, base, rest.get("is_causal"))
     if chosen is not None:

@@ -184,9 +184,7 @@ def materialised_attention(
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     if padding is None or bool(padding.all()):
         return attend(q, k, v, scale=scale).out[..., :value]
-    rows = [
-        _real_only(q[b], k[b], v[b], padding[b], scale)[..., :value] for b in range(q.shape[0])
-    ]
+    rows = [_real_only(q[b], k[b], v[b], padding[b], scale)[..., :value] for b in range(q.shape[0])]
     return torch.stack(rows)
 
 
@@ -201,9 +199,7 @@ def _real_only(q: Tensor, k: Tensor, v: Tensor, real: Tensor, scale: float) -> T
     return out.index_copy(1, queries, attend(*some, scale=scale).out[0])
 
 
-def _visible(
-    time: int, total: int, padding: Tensor | None, device: torch.device
-) -> Tensor | None:
+def _visible(time: int, total: int, padding: Tensor | None, device: torch.device) -> Tensor | None:
     """Return the mask (batch or 1, 1, query, key) of the keys each query sees; None is all."""
     if time == 1 and padding is None:
         return None
@@ -252,7 +248,5 @@ def _check(
             f"{up.shape[0]} rows of rank {rank}"
         )
     if time > total:
-        raise UsageError(
-            f"queries are the last tokens of the keys, so at most {total}, got {time}"
-        )
+        raise UsageError(f"queries are the last tokens of the keys, so at most {total}, got {time}")
     return heads, time, nope, value

@@ -2,5 +2,5 @@
 
 from trialrun.core.extras import need
 
-for _package in ("torch", "jaxtyping"):
+for _package in ("torch", "transformers", "jaxtyping"):
     need(_package, extra="attention")

@@ -19,18 +19,37 @@ from typing import Any
 from trialrun.attention import _mla_stack  # noqa: F401
 
 # isort: split
+from trialrun.attention import _mla_host as host
 from trialrun.attention._mla_block import MultiHeadLatentAttention
 from trialrun.attention._mla_cache import LatentCache
+from trialrun.attention._mla_convert import (
+    ConversionGap,
+    Healing,
+    Recipe,
+    conversion_gap,
+    convert_to_mla,
+)
+from trialrun.attention._mla_convert_model import LatentLlamaConfig, LatentLlamaForCausalLM
 from trialrun.attention._mla_paths import absorbed_attention, crossover, materialised_attention
+from trialrun.attention._mla_report import CacheReport, cache_bytes, cache_report
 from trialrun.blocks.patching import attached, mark_attached, refuse_second, undo_attached
 from trialrun.core.errors import UsageError
-from trialrun.core.extras import need
 
 __all__ = [
     "AbsorbedMLA",
+    "CacheReport",
+    "ConversionGap",
+    "Healing",
     "LatentCache",
+    "LatentLlamaConfig",
+    "LatentLlamaForCausalLM",
     "MultiHeadLatentAttention",
+    "Recipe",
     "absorbed_attention",
+    "cache_bytes",
+    "cache_report",
+    "conversion_gap",
+    "convert_to_mla",
     "crossover",
     "materialised_attention",
 ]
@@ -131,9 +150,6 @@ class AbsorbedMLA:
             If AbsorbedMLA is attached already or cannot serve the model; the sentence has the
             remedy.
         """
-        need("transformers", extra="attention")
-        from trialrun.attention import _mla_host as host
-
         refuse_second(model, "AbsorbedMLA")
         modules = host.check_host(model)
         undo = _Undo(model.config, modules)
@@ -178,8 +194,6 @@ class _Undo:
         return list({id(config): config for config in found}.values())
 
     def __call__(self, model: Any) -> None:
-        from trialrun.attention import _mla_host as host
-
         for module in model.modules():
             if host.PLAN in vars(module):
                 host.uninstall(module)
