@@ -26,7 +26,7 @@ def naive_norm(x, gain, eps=1e-6):
 
 
 def naive_latent_attention(q_nope, q_rope, latent, rope_key, up, *, scale, padding=None):
-    """o_i = W^UV sum_j softmax_j(scale (q^C_i . W^UK c_j + q^R_i . k^R_j)) c_j, j at or before i."""
+    """o_i = W^UV sum_j softmax_j(scale (q^C_i . W^UK c_j + q^R_i . k^R_j)) c_j over j <= i."""
     batch, heads, queries, nope = q_nope.shape
     keys = latent.shape[1]
     value = up.shape[0] // heads - nope
