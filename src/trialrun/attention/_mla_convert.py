@@ -270,7 +270,8 @@ def _fill(attention: Any, host: Any, latent: Latent, stretch: float) -> None:
     queries = torch.cat((nope, latent.q_rope), dim=1).flatten(0, 1)
     _put(attention.q_proj, queries[:, :-1], queries[:, -1])
     _put(attention.kv_a_proj, latent.down, None)
-    _put(attention.k_rope_proj, latent.k_rope[:, :-1], latent.k_rope[:, -1])
+    if attention.k_rope_proj is not None:
+        _put(attention.k_rope_proj, latent.k_rope[:, :-1], latent.k_rope[:, -1])
     _put(attention.kv_b_proj, torch.cat((latent.up_k, latent.up_v), dim=1).flatten(0, 1), None)
     _put(attention.o_proj, host.o.flatten(1), latent.o_bias)
     attention.rotary_pairs.copy_(latent.pairs)

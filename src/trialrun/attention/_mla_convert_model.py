@@ -86,7 +86,11 @@ class LatentLlamaAttention(nn.Module):
             bias=config.query_bias,
         )
         self.kv_a_proj = nn.Linear(width, self.kv_lora_rank, bias=False)
-        self.k_rope_proj = nn.Linear(width, self.qk_rope_head_dim, bias=config.rotary_key_bias)
+        self.k_rope_proj = (
+            nn.Linear(width, self.qk_rope_head_dim, bias=config.rotary_key_bias)
+            if self.qk_rope_head_dim
+            else None
+        )
         self.kv_b_proj = nn.Linear(
             self.kv_lora_rank,
             self.num_key_value_heads * (self.qk_nope_head_dim + self.v_head_dim),
@@ -120,9 +124,12 @@ class LatentLlamaAttention(nn.Module):
         q = self.q_proj(hidden_states).view(batch, time, self.num_heads, -1).transpose(1, 2)
         q_nope, q_rope = q.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
         latent = self.kv_a_proj(hidden_states)[:, None]
-        k_rope = self.k_rope_proj(hidden_states)[:, None]
-        cos, sin = (x[..., self.rotary_pairs].unsqueeze(1) for x in position_embeddings)
-        q_rope, k_rope = _rotate(q_rope, cos, sin), _rotate(k_rope, cos, sin)
+        if self.k_rope_proj is None:
+            k_rope = latent[..., :0]
+        else:
+            cos, sin = (x[..., self.rotary_pairs].unsqueeze(1) for x in position_embeddings)
+            k_rope = _rotate(self.k_rope_proj(hidden_states)[:, None], cos, sin)
+            q_rope = _rotate(q_rope, cos, sin)
         if past_key_values is not None:
             latent, k_rope = past_key_values.update(latent, k_rope, self.layer_idx)
         plain = attention_mask is None or isinstance(attention_mask, Tensor)

@@ -87,6 +87,8 @@ def reduce_layer(
     q_rope, k_rope, pairs, rest = split_rotary(host, moment, rope_dims, select=select, mix=mix)
     keys, values = rest.reshape(groups * dim, -1), host.v.reshape(groups * dim, -1)
     covariance = moment[:-1, :-1] - mean[:, None] * mean
+    if factor == "pca" and rank == full_rank(groups, dim, columns - 1, rope_dims):
+        factor = "svd"  # Nothing is cut, so activations have no say, and weights are exact.
     down, up_k, up_v = factorise(
         keys[:, :-1], values[:, :-1], covariance, rank, factor=factor, balance=balance, seed=seed
     )

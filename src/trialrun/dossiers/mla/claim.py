@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from trialrun.attention._mla_convert import Healing, Recipe, convert_to_mla
+from trialrun.attention.mla import Healing, Recipe, convert_to_mla
 from trialrun.blocks.bytelm import save_model, text_batches, train
 from trialrun.claims.contract import Context, Measurement, Trial
 from trialrun.core.errors import UsageError

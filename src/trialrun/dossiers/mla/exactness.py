@@ -22,8 +22,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from trialrun.attention._mla_report import cache_bytes
-from trialrun.attention.mla import AbsorbedMLA, LatentCache, MultiHeadLatentAttention
+from trialrun.attention.mla import AbsorbedMLA, LatentCache, MultiHeadLatentAttention, cache_bytes
 from trialrun.core.seeds import split
 
 HEADS = {"V2-Lite": 16, "V2": 128}
