@@ -549,7 +549,7 @@ BAD = {
         ),
     ),
     "text": (
-        r"calibration must hold token ids .* got str",
+        r"calibration must hold token ids, .* got str",
         lambda: convert_to_mla(make_host(), 8, 4, calibration=["some text"]),
     ),
     "one row": (

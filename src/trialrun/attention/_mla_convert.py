@@ -20,6 +20,7 @@ from trialrun.attention import _mla_stack  # noqa: F401
 import torch
 from torch import Tensor, nn
 
+from trialrun.attention._mla_convert_healing import Healing, heal
 from trialrun.attention._mla_convert_host import (
     as_batches,
     check_host,
@@ -37,7 +38,7 @@ from trialrun.attention._mla_convert_parts import (
     reduce_layer,
 )
 from trialrun.core.errors import UsageError
-from trialrun.core.seeds import rng, split
+from trialrun.core.seeds import split
 
 Calibration = Tensor | Mapping[str, Tensor] | Sequence[Tensor | Mapping[str, Tensor]]
 
@@ -85,45 +86,6 @@ class Recipe:
             raise UsageError(f"factor must be one of {', '.join(FACTORS)}, got {self.factor!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Healing:
-    """A short training run of the converted attention.
-
-    Parameters
-    ----------
-    steps, batch : int
-        AdamW steps and sequences a step, drawn from the calibration.
-    rate : float
-        Highest learning rate; it falls linearly to zero.
-    teacher : bool
-        Follow the host's distribution (Kullback-Leibler) instead of the text itself.
-    seed : int
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range.
-
-    Examples
-    --------
-    >>> Healing(steps=20).teacher
-    True
-    """
-
-    steps: int = 100
-    batch: int = 8
-    rate: float = 3e-4
-    teacher: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"healing {name} must be at least 1, got {getattr(self, name)!r}")
-        if not self.rate > 0:
-            raise UsageError(f"healing rate must be positive, got {self.rate!r}")
-
-
 class ConversionGap(NamedTuple):
     """Mean losses on one text, in nats per token: what each stage of a conversion costs."""
 
@@ -153,9 +115,9 @@ def convert_to_mla(
     rope_dims : int
         Width of the rotary key that all heads share; even, up to kv heads times head width.
     calibration : token ids, a mapping with ``input_ids``, or a list of either
-        Ids are (batch, time), on which inputs of every attention layer are taken; ``attention_mask``
-        leaves padding out. None takes inputs for equally spread, and PCA is not to be had. Moments
-        take 4 bytes times layers times width squared (8 in float64).
+        Ids are (batch, time), on which the inputs of every attention layer are taken;
+        ``attention_mask`` leaves padding out. None takes inputs for equally spread, and PCA is not
+        to be had. Moments take 4 bytes times layers times width squared (8 in float64).
     recipe : Recipe or None
     healing : Healing or None
         Needs a calibration.
@@ -197,7 +159,7 @@ def convert_to_mla(
     layers = _reduced_layers(model, moments, rank, rope_dims, recipe)
     converted = _assemble(model, layers, rank, rope_dims)
     if healing is not None and batches is not None:
-        _heal(converted, model, batches, healing)
+        heal(converted, model, batches, healing)
     return converted
 
 
@@ -331,49 +293,3 @@ def conversion_gap(
     return ConversionGap(
         mean_loss(model, ids), mean_loss(partial, ids), mean_loss(cut, ids), healed
     )
-
-
-def _heal(
-    student: LatentLlamaForCausalLM,
-    teacher: Any,
-    batches: Sequence[Mapping[str, Tensor]],
-    healing: Healing,
-) -> None:
-    """Train the attention of ``student`` on the calibration, in place."""
-    trained = [p for layer in student.model.layers for p in layer.self_attn.parameters()]
-    others = {id(p) for p in trained}
-    frozen = [p for p in student.parameters() if id(p) not in others]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    rows = [(n, i) for n, b in enumerate(batches) for i in range(len(b["input_ids"]))]
-    draw = rng(healing.seed, "healing")
-    optimiser = torch.optim.AdamW(trained, lr=healing.rate, weight_decay=0.0)
-    for step in range(healing.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = healing.rate * (1 - step / healing.steps)
-        n = rows[int(draw.integers(len(rows)))][0]
-        size = len(batches[n]["input_ids"])
-        picked = torch.from_numpy(draw.permutation(size)[: healing.batch])
-        loss = _healing_loss(student, teacher if healing.teacher else None, batches[n], picked)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-    for parameter in student.parameters():
-        parameter.requires_grad_(True)
-
-
-def _healing_loss(
-    student: Any, teacher: Any, batch: Mapping[str, Tensor], picked: Tensor
-) -> Tensor:
-    device = student.device
-    inputs = {name: x[picked].to(device) for name, x in batch.items()}
-    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    logits = student(**inputs, use_cache=False).logits.float().log_softmax(-1)
-    if teacher is not None:
-        with torch.no_grad():
-            wanted = teacher(**inputs, use_cache=False).logits.float().log_softmax(-1)
-        each = (wanted.exp() * (wanted - logits)).sum(-1)
-        return each[real].mean()
-    each = -logits[:, :-1].gather(-1, inputs["input_ids"][:, 1:, None]).squeeze(-1)
-    return each[real[:, :-1] & real[:, 1:]].mean()

@@ -65,7 +65,8 @@ def check_host(model: Any, *, weights: bool = True) -> None:
             f"the model's config has an active sliding window of {config.sliding_window} tokens: "
             f"load it with sliding_window=None (Qwen: use_sliding_window=False)"
         )
-    for layer in model.model.layers if weights else ():
+    decoder: Any = model.model
+    for layer in decoder.layers if weights else ():
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             _check_linear(name, getattr(layer.self_attn, name, None))
 
@@ -111,7 +112,7 @@ def latent_config(model: Any, *, kv_rank: int, rope_dims: int) -> LatentLlamaCon
     """
     host = model.config
     attention = model.model.layers[0].self_attn
-    return LatentLlamaConfig(
+    config = LatentLlamaConfig(
         **{name: getattr(host, name) for name in _KEPT if hasattr(host, name)},
         head_dim=attention.head_dim,
         kv_lora_rank=kv_rank,
@@ -120,9 +121,10 @@ def latent_config(model: Any, *, kv_rank: int, rope_dims: int) -> LatentLlamaCon
         rotary_key_bias=attention.k_proj.bias is not None,
         output_bias=True,
         converted_from=host.model_type,
-        attn_implementation=host._attn_implementation,
         dtype=model.dtype,
     )
+    config._attn_implementation = host._attn_implementation
+    return config
 
 
 def as_batches(calibration: Any, vocabulary: int) -> list[dict[str, Tensor]]:
@@ -141,7 +143,7 @@ def as_batches(calibration: Any, vocabulary: int) -> list[dict[str, Tensor]]:
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
             got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
             raise UsageError(
-                f"calibration must hold token ids as an int tensor of shape (batch, time), got {got}"
+                f"calibration must hold token ids, an int tensor of shape (batch, time), got {got}"
             )
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
             raise UsageError(

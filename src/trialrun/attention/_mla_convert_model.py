@@ -216,7 +216,7 @@ class LatentLlamaForCausalLM(LlamaForCausalLM):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, where: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, where: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Read a folder that ``save_pretrained`` wrote.
 
         Raises
@@ -225,7 +225,8 @@ class LatentLlamaForCausalLM(LlamaForCausalLM):
             If weights are missing: a converted model has none that could start at random.
         """
         told = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(where, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(where, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing = sorted(info["missing_keys"])
         if missing:
             raise UsageError(

@@ -135,9 +135,7 @@ def cache_report(
     width = torch.finfo(dtype or _dtype_of(model, config)).bits // 8
     layers, most = config.num_hidden_layers, rows["MHA"]
     table = tuple(
-        CacheRow(
-            name, values, n := values * width * layers, n * seq_len * batch, values / most
-        )
+        CacheRow(name, values, n := values * width * layers, n * seq_len * batch, values / most)
         for name, values in rows.items()
     )
     return CacheReport(own, table, layers, seq_len, batch)
@@ -160,7 +158,9 @@ def _rows(
     heads = config.num_attention_heads
     if kind in LATENT:
         if kv_rank is not None or rope_dims is not None:
-            raise UsageError("kv_rank and rope_dims go with models without a latent: leave them out")
+            raise UsageError(
+                "kv_rank and rope_dims go with models without a latent: leave them out"
+            )
         kv_rank, rope_dims = config.kv_lora_rank, config.qk_rope_head_dim
         plain = kind == "trialrun_latent_llama"
         key = config.head_dim if plain else config.qk_nope_head_dim

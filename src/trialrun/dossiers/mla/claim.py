@@ -25,8 +25,7 @@ from trialrun.dossiers.mla.hosts import (
 from trialrun.dossiers.mla.sizes import BUDGETS
 from trialrun.dossiers.mla.variants import attention_parameters, make_variant
 
-SHARES = {"1/2": 2, "1/3": 3, "1/6": 6}
-ROTARY_PART = 8
+SHARES = {"1/2": 2, "1/4": 4, "1/8": 8}
 
 
 def _be_quiet() -> None:
@@ -103,11 +102,16 @@ def _healing_steps(ctx: Context) -> int:
 
 
 def _cut_to(host: Any, share: int) -> tuple[int, int]:
-    """Return latent rank and rotary width that hold a ``share``-th of the host's cache."""
+    """Return latent rank and rotary width that hold a ``share``-th of the host's cache.
+
+    The rotary key is half as wide as a head, DeepSeek's own proportion.
+    """
     dim = host.model.layers[0].self_attn.head_dim
-    kept = 2 * host.config.num_key_value_heads * dim // share
-    rope = max(2, kept // ROTARY_PART // 2 * 2)
-    return min(kept - rope, host.config.hidden_size), rope
+    groups, width = host.config.num_key_value_heads, host.config.hidden_size
+    rope = dim // 4 * 2
+    kept = 2 * groups * dim // share
+    most = min(2 * groups * dim - rope, width)
+    return max(1, min(kept - rope, most)), rope
 
 
 def _check_on(ctx: Context) -> None:
@@ -118,12 +122,12 @@ def _check_on(ctx: Context) -> None:
 
 
 def _keep(ctx: Context, folder: Path) -> str:
-    """Leave the user's model, or a byte model of the user's text, at a third of its cache."""
+    """Leave the user's model, or a byte model of the user's text, at a quarter of its cache."""
     _be_quiet()
     if ctx.model is None and ctx.on is None:
         raise UsageError("there is nothing of the user's own to keep")
     host = load_host(ctx) if ctx.model is not None else _train(ctx, "mha")
-    rank, rope = _cut_to(host, 3)
+    rank, rope = _cut_to(host, 4)
     convert_to_mla(host, rank, rope, calibration=calibration(ctx)).save_pretrained(folder)
     return "\n".join(
         [

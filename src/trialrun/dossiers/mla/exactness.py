@@ -52,7 +52,7 @@ def bytes_per_token(arm: str, heads: int, tokens: int) -> float:
     with torch.no_grad():
         model(torch.zeros(1, tokens, dtype=torch.int64), past_key_values=held, use_cache=True)
         if arm == "expanded":
-            latent = held.layers[0]
+            latent: Any = held.layers[0]
             parts = model.model.layers[0].self_attn.expand_kv(latent.keys, latent.values)
             return cache_bytes(parts) / tokens
     return cache_bytes(held) / tokens

@@ -78,7 +78,10 @@ def load_host(ctx: Context) -> Any:
 
 def window_length(ctx: Context) -> int:
     """Return the tokens of a scored or calibrating window."""
-    return sizes_of(ctx).model_length if ctx.model is not None else sizes_of(ctx).shape.length
+    if ctx.model is None:
+        return sizes_of(ctx).shape.length
+    most = AutoConfig.from_pretrained(model_name(ctx)).max_position_embeddings
+    return min(sizes_of(ctx).model_length, most)
 
 
 def calibration(ctx: Context) -> Tensor:
@@ -100,9 +103,7 @@ def held_out_loss(ctx: Context, model: Any) -> tuple[float, int]:
         windows=sizes.model_windows if ctx.model is not None else sizes.scored,
         seed=ctx.seed,
     )
-    losses = loss_on_last(
-        model, windows, context=length, targets=length // 2, batch_tokens=4096
-    )
+    losses = loss_on_last(model, windows, context=length, targets=length // 2, batch_tokens=4096)
     return float(losses.mean()), losses.numel() * (length // 2)
 
 
@@ -112,8 +113,8 @@ def _tokens(ctx: Context, data: NDArray[np.uint8]) -> NDArray[Any]:
     tokenizer = AutoTokenizer.from_pretrained(model_name(ctx))
     text = data[:READ_FOR_TOKENS].tobytes().decode("utf-8", errors="replace")
     found = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if len(found) <= sizes_of(ctx).model_length:
+    if len(found) <= window_length(ctx):
         raise UsageError(
-            f"the text must give more than {sizes_of(ctx).model_length} tokens, got {len(found)}"
+            f"the text must give more than {window_length(ctx)} tokens, got {len(found)}"
         )
     return found
