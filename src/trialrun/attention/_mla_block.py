@@ -186,13 +186,13 @@ class MultiHeadLatentAttention(nn.Module):
     def absorbed(
         self, x: Float[Tensor, "batch time width"], cache: LatentCache | None = None, **given: Any
     ) -> Float[Tensor, "batch time width"]:
-        """Attend without expanding the latents; arguments as in calling the module."""
+        """Attend without expanding the latents; what is ``given`` goes on to the call."""
         return self(x, cache, path="absorbed", **given)
 
     def materialised(
         self, x: Float[Tensor, "batch time width"], cache: LatentCache | None = None, **given: Any
     ) -> Float[Tensor, "batch time width"]:
-        """Attend to expanded keys and values; arguments as in calling the module."""
+        """Attend to expanded keys and values; what is ``given`` goes on to the call."""
         return self(x, cache, path="materialised", **given)
 
     def load_attention(self, state: Mapping[str, Tensor], *, prefix: str = "") -> None:

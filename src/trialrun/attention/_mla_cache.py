@@ -48,7 +48,9 @@ class LatentCache:
     def __init__(self, *, reserve: int = 0) -> None:
         check_range("reserve", reserve, low=0, unit="tokens")
         self.reserve = reserve
-        self.reset()
+        self.padded = False
+        self._buffer: Tensor | None = None
+        self._length = self._rank = 0
 
     def __len__(self) -> int:
         return self._length
@@ -58,22 +60,22 @@ class LatentCache:
 
     @property
     def latent(self) -> Float[Tensor, "batch time rank"]:
-        """Normalised latents of all tokens, a view."""
+        """Give the normalised latents of all tokens, a view."""
         return self._filled()[..., : self._rank]
 
     @property
     def rope_key(self) -> Float[Tensor, "batch time rope"]:
-        """Rotated keys of all tokens, shared by all heads; a view."""
+        """Give the rotated keys of all tokens, shared by all heads; a view."""
         return self._filled()[..., self._rank :]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens held: batch * tokens * (rank + rope) * bytes of a number."""
+        """Count the bytes of the tokens held: (rank + rope) numbers for each."""
         return self._filled().nbytes if self._buffer is not None else 0
 
     @property
     def nbytes_allocated(self) -> int:
-        """Bytes of the buffer, with the room for tokens to come."""
+        """Count the bytes of the buffer, with the room for tokens to come."""
         return self._buffer.nbytes if self._buffer is not None else 0
 
     def append(
@@ -148,9 +150,8 @@ class LatentCache:
 
     def reset(self) -> None:
         """Forget all tokens and give the buffer back."""
-        self._buffer: Tensor | None = None
-        self._length = 0
-        self._rank = 0
+        self._buffer = None
+        self._length = self._rank = 0
         self.padded = False
 
     def _filled(self) -> Tensor:

@@ -12,7 +12,7 @@ widths make it never so. A causal triangle among the new tokens favours neither 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from trialrun.attention import _mla_stack  # noqa: F401
@@ -85,49 +85,46 @@ def mix_latents(
     total = cache[0].shape[1]
     kind = torch.float64 if q[0].dtype == torch.float64 else torch.float32
     rows = [(part.to(kind) * scale).flatten(1, 2) for part in q]
-    recording = torch.is_grad_enabled() and any(x.requires_grad for x in (*q, *cache))
-    size = total if whole or recording else max(64, BLOCK_SCORES // (batch * heads * time))
+    size = max(64, BLOCK_SCORES // (batch * heads * time))
 
-    def score(start: int) -> tuple[Tensor, Tensor]:
-        stop = min(start + size, total)
-        keys, turned = (part[:, start:stop].to(kind) for part in cache)
-        scores = torch.bmm(rows[0], keys.transpose(1, 2))
+    def score(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        latent, turned = (part[:, start:stop].to(kind) for part in cache)
+        scores = torch.bmm(rows[0], latent.transpose(1, 2))
         if turned.shape[-1]:
-            scores = torch.baddbmm(scores, rows[1], turned.transpose(1, 2))
+            scores.baddbmm_(rows[1], turned.transpose(1, 2))
         if mask is not None:
-            seen = mask[..., start:stop]
-            shaped = scores.unflatten(1, (heads, time))
-            # The lowest finite number keeps a query without any key free of NaN.
-            low = torch.finfo(kind).min
-            shaped = shaped.masked_fill(~seen, low) if seen.dtype == torch.bool else shaped + seen
-            scores = shaped.flatten(1, 2)
-        return scores, keys
+            _hide(scores.unflatten(1, (heads, time)), mask[..., start:stop])
+        return scores, latent
 
     weights = None
-    if size >= total:
-        scores, keys = score(0)
+    if whole or (torch.is_grad_enabled() and any(x.requires_grad for x in (*q, *cache))):
+        scores, latent = score(0, total)
         lse = scores.logsumexp(-1, keepdim=True) if sinks is not None else None
         weights = scores.softmax(-1)
-        mixed = torch.bmm(weights, keys)
+        mixed = torch.bmm(weights, latent)
     else:
-        mixed, lse = _in_blocks(score, iter(range(0, total, size)))
+        mixed, lse = _in_blocks(score(n, min(n + size, total)) for n in range(0, total, size))
     factor = _factor(lse, mask, sinks, (batch, heads, time))
-    mixed = mixed.unflatten(1, (heads, time))
-    if weights is not None:
-        weights = weights.unflatten(1, (heads, time))
-    if factor is not None:
-        mixed = mixed * factor
-        weights = weights * factor if weights is not None else None
-    return Mixed(mixed, weights if whole else None)
+    found = [mixed, weights] if whole else [mixed]
+    shaped = [x.unflatten(1, (heads, time)) for x in found if x is not None]
+    shaped = [x * factor for x in shaped] if factor is not None else shaped
+    return Mixed(shaped[0], shaped[1] if whole else None)
 
 
-def _in_blocks(
-    score: Callable[[int], tuple[Tensor, Tensor]], starts: Iterator[int]
-) -> tuple[Tensor, Tensor]:
+def _hide(scores: Tensor, mask: Tensor) -> None:
+    """Take from scores, in place, what a mask hides."""
+    if mask.dtype == torch.bool:
+        # The lowest finite number keeps a query without any key free of NaN.
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores += mask
+
+
+def _in_blocks(blocks: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Mix block after block, with a running maximum, so that few scores are held at a time."""
-    peak, total, mixed = _block(*score(next(starts)))
-    for start in starts:
-        top, more, part = _block(*score(start))
+    peak, total, mixed = _block(*next(blocks))
+    for block in blocks:
+        top, more, part = _block(*block)
         new = torch.maximum(peak, top)
         old_share, new_share = (peak - new).exp_(), (top - new).exp_()
         total = total * old_share + more * new_share

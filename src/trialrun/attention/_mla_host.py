@@ -233,7 +233,7 @@ def _absorbs(module: Any, query: int, cached: int) -> bool:
 
 def _own_function(module: Any, base: str) -> Any:
     if base == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[base]
 
 
