@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 
@@ -19,6 +20,15 @@ from trialrun.blocks.rotary import Rotary
 
 BOTH = pytest.mark.parametrize("attend", [absorbed_attention, materialised_attention])
 SIZES = {"nope_dim": 6, "rope_dim": 4, "v_dim": 5}
+
+
+@pytest.fixture
+def unchecked():
+    """Let wrong inputs reach the library's own checks where the run also checks annotations."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def _parts(queries, keys, *, batch=2, heads=3, nope=4, rope=2, value=5, rank=6, seed=0):
@@ -125,6 +135,7 @@ def test_large_scores_do_not_overflow():
     ],
 )
 @BOTH
+@pytest.mark.usefixtures("unchecked")
 def test_a_part_that_does_not_fit_is_named(attend, name, shape):
     names = ("q_nope", "q_rope", "latent", "rope_key", "up")
     parts = dict(zip(names, (x.detach() for x in _parts(4, 11)))) | {"padding": None}
@@ -242,6 +253,7 @@ def test_positions_move_only_the_rotary_part():
         ("q_rank must be at least 1", {"q_rank": 0}),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_setting_out_of_range_is_named(match, given):
     settings = {"d_model": 12, "n_heads": 3, "kv_rank": 7} | SIZES | given
     with pytest.raises(ValueError, match=match):
@@ -249,6 +261,7 @@ def test_a_setting_out_of_range_is_named(match, given):
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("unchecked")
 def test_bad_calls_end_in_one_sentence():
     layer, x, cache = _layer(), _x(5), LatentCache()
     with pytest.raises(ValueError, match="x must have d_model=12"):
@@ -270,12 +283,14 @@ def test_bad_calls_end_in_one_sentence():
         layer(x, other)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_cache_takes_no_gradients():
     with pytest.raises(ValueError, match="a LatentCache is for inference"):
         _layer()(_x(3), LatentCache())
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("unchecked")
 def test_a_cropped_or_reordered_cache_goes_on_as_if_it_had_always_been_so():
     layer, x = _layer().eval(), _x(9)
     cache = LatentCache(reserve=4)
@@ -347,6 +362,7 @@ def test_a_layer_taken_from_transformers_gives_what_the_host_gives(kind, given):
         torch.testing.assert_close(mine(x, path=path), theirs, atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_names():
     model = make_host("deepseek_v3", dtype=torch.float32)
     layer = MultiHeadLatentAttention.from_transformers(model, 0)

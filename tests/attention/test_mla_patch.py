@@ -262,7 +262,7 @@ def test_changing_the_attention_function_underneath_is_noticed():
     model(_ids())
 
 
-@pytest.mark.parametrize("value", [-1, 2.5, True])
+@pytest.mark.parametrize("value", [-1, True])
 def test_max_query_must_be_a_number_of_tokens(value):
     with pytest.raises(ValueError, match="max_query must be None or a number"):
         AbsorbedMLA(max_query=value)

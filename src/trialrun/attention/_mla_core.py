@@ -32,7 +32,7 @@ class Mixed(NamedTuple):
     weights: Tensor | None
 
 
-def crossover_of(rank: int, nope: int, value: int, cached: float = math.inf) -> float:
+def crossover_of(rank: int, nope: int, value: int, cached: int | float = math.inf) -> float:
     """Return the number of new tokens below which absorbing takes fewer products."""
     expanding = rank * (nope + value)
     inverse = (2 * rank - nope - value) / expanding + (1 / cached if cached else math.inf)

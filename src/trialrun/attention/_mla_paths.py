@@ -24,7 +24,7 @@ from trialrun.core.errors import UsageError
 from trialrun.core.shapes import check_axes, check_range
 
 
-def crossover(kv_rank: int, nope_dim: int, v_dim: int, *, cached: float = math.inf) -> float:
+def crossover(kv_rank: int, nope_dim: int, v_dim: int, *, cached: int | float = math.inf) -> float:
     """Return the number of new tokens below which absorbed attention takes fewer products.
 
     With E = kv_rank (nope_dim + v_dim) it is 1 / (1/cached + (2 kv_rank - nope_dim - v_dim)/E): the
@@ -37,7 +37,7 @@ def crossover(kv_rank: int, nope_dim: int, v_dim: int, *, cached: float = math.i
     kv_rank, nope_dim, v_dim : int
         Widths of the latent, of a key's unrotated part and of a value, in features. The rank is at
         least 1, and so is one of the others.
-    cached : float
+    cached : int or float
         Tokens in the cache, the new ones included.
 
     Returns
