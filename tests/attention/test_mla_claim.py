@@ -22,7 +22,7 @@ def ctx(tmp_path):
     """An untrained model where the preparation leaves the trained one."""
     smoke = TRIAL.budgets["smoke"]
     found = Context(budget=smoke, seed=3, prepared_root=tmp_path / "prepared")
-    save_model(make_model(smoke.shape, seed=3), found.prepared("mha"))
+    save_model(make_model(smoke.shape, seed=3), found.prepared("host"))
     return found
 
 
@@ -53,12 +53,10 @@ def test_caches_are_as_large_as_the_card_says():
     found = variants.cached_values(SHAPE)
     assert found["mha"] == 192
     for name in ("gqa", "gqa-wide"):
-        attention = variants._attention(name, SHAPE)
-        assert 2 * attention.k_proj.out_features == found[name] == 64
-        assert attention.v_proj.out_features == attention.k_proj.out_features
+        assert variants._attention(name, SHAPE).cached_values == found[name] == 32
     mla = variants._attention("mla", SHAPE)
     assert isinstance(mla, MultiHeadLatentAttention)
-    assert mla.kv_a_proj_with_mqa.out_features == found["mla"] == found["frozen"] == 64
+    assert mla.kv_a_proj_with_mqa.out_features == found["mla"] == found["frozen"] == 32
 
 
 def test_grouped_attention_with_all_heads_and_all_dims_is_the_byte_model_s_own():
@@ -150,7 +148,7 @@ def test_conversions_hold_the_share_of_the_cache_that_they_name(ctx, monkeypatch
     monkeypatch.setattr(claim, "held_out_loss", score)
     smoke = dataclasses.replace(ctx.budget, shape=SHAPE)
     ctx = dataclasses.replace(ctx, budget=smoke)
-    save_model(make_model(SHAPE, seed=3), ctx.prepared("mha"))
+    save_model(make_model(SHAPE, seed=3), ctx.prepared("host"))
     measured = TRIAL.arms["conversion"][arm](ctx)
     assert set(measured.points) == set(claim.SHARES)
     wanted = {"original": [192], "partial": [104, 104, 104]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from trialrun.attention.mla import Healing, Recipe, convert_to_mla
-from trialrun.blocks.bytelm import save_model, text_batches, train
+from trialrun.blocks.bytelm import Shape, save_model, text_batches, train
 from trialrun.claims.contract import Context, Measurement, Trial
 from trialrun.core.errors import UsageError
 from trialrun.dossiers.mla.exactness import HEADS, bytes_per_token, errors
@@ -53,24 +54,27 @@ def _absorbed(ctx: Context, *, arm: str) -> Measurement:
     return Measurement(points, n=decoded)
 
 
-def _train(ctx: Context, variant: str) -> Any:
-    sizes = sizes_of(ctx)
-    model = make_variant(variant, sizes.shape, seed=ctx.seed)
-    data = corpus(ctx.on)[0]
-    batches = text_batches(data, sizes.shape, seed=ctx.seed)
-    train(model, batches, sizes.schedule, device=ctx.device)
+def _train(ctx: Context, variant: str, shape: Shape) -> Any:
+    model = make_variant(variant, shape, seed=ctx.seed)
+    batches = text_batches(corpus(ctx.on)[0], shape, seed=ctx.seed)
+    train(model, batches, sizes_of(ctx).schedule, device=ctx.device)
     return model
 
 
-def _prepare_mha(ctx: Context, folder: Path) -> None:
+def _train_host(ctx: Context) -> Any:
+    sizes = sizes_of(ctx)
+    return _train(ctx, "mha", replace(sizes.shape, base=sizes.host_base))
+
+
+def _prepare_host(ctx: Context, folder: Path) -> None:
     _be_quiet()
     if ctx.model is None:
-        save_model(_train(ctx, "mha"), folder)
+        save_model(_train_host(ctx), folder)
 
 
 def _quality(ctx: Context, *, variant: str) -> Measurement:
     _be_quiet()
-    model = load_host(ctx) if variant == "mha" else _train(ctx, variant)
+    model = _train(ctx, variant, sizes_of(ctx).shape)
     loss, n = held_out_loss(ctx, model)
     return Measurement.of(loss, n=n, attention_parameters=attention_parameters(model))
 
@@ -126,7 +130,7 @@ def _keep(ctx: Context, folder: Path) -> str:
     _be_quiet()
     if ctx.model is None and ctx.on is None:
         raise UsageError("there is nothing of the user's own to keep")
-    host = load_host(ctx) if ctx.model is not None else _train(ctx, "mha")
+    host = load_host(ctx) if ctx.model is not None else _train_host(ctx)
     rank, rope = _cut_to(host, 4)
     convert_to_mla(host, rank, rope, calibration=calibration(ctx)).save_pretrained(folder)
     return "\n".join(
@@ -169,8 +173,8 @@ TRIAL = Trial(
             "healed": _converted("pca", heal=True),
         },
     },
-    prepare={"mha": _prepare_mha},
-    needs={"quality/mha": ("mha",), "conversion": ("mha",)},
+    prepare={"host": _prepare_host},
+    needs={"conversion": ("host",)},
     check_on=_check_on,
     keep=_keep,
 )

@@ -67,7 +67,7 @@ def check_model(ctx: Context) -> None:
 def load_host(ctx: Context) -> Any:
     """Load the byte model trained for this seed, or the user's own."""
     if ctx.model is None:
-        return load_model(ctx.prepared("mha"), device=ctx.device)
+        return load_model(ctx.prepared("host"), device=ctx.device)
     model = AutoModelForCausalLM.from_pretrained(
         model_name(ctx),
         use_safetensors=True,

@@ -14,8 +14,10 @@ class Sizes(Budget):
 
     ``scored`` counts windows of held-out text of ``shape.length`` bytes, ``calibration`` windows of
     training text that a conversion sees, ``healing`` the steps of its short training; ``decoded``
-    the tokens that the absorbed claim decodes. A model of the user's own is scored on
-    ``model_windows`` and calibrated on ``model_calibration`` windows of ``model_length`` tokens.
+    the tokens that the absorbed claim decodes. The host of a conversion has ``host_base`` for its
+    rotary base, where many pairs turn slowly, as they do in large models. A model of the user's
+    own is scored on ``model_windows`` and calibrated on ``model_calibration`` windows of
+    ``model_length`` tokens.
     """
 
     shape: Shape
@@ -24,14 +26,16 @@ class Sizes(Budget):
     calibration: int
     healing: int
     decoded: int
+    host_base: float = 10000.0
     model_windows: int = 4
     model_calibration: int = 8
     model_length: int = 256
     model_healing: int = 5
 
 
-_SMALL = Shape(layers=2, width=96, heads=6, length=64)
-_TINY = Shape(layers=1, width=32, heads=2, length=16)
+# A rotary base that suits the length: at 10000, two of a narrow key's four pairs would stand still.
+_SMALL = Shape(layers=2, width=96, heads=6, length=64, base=100.0)
+_TINY = Shape(layers=1, width=32, heads=2, length=16, base=100.0)
 _BIG = Shape(layers=12, width=768, heads=12, length=512)
 
 BUDGETS = {
@@ -53,7 +57,7 @@ BUDGETS = {
         seeds=3,
         first_seed=50,
         shape=_SMALL,
-        schedule=Schedule(steps=90, batch=16),
+        schedule=Schedule(steps=60, batch=16),
         scored=128,
         calibration=64,
         healing=20,
@@ -64,7 +68,7 @@ BUDGETS = {
         seeds=5,
         first_seed=100,
         shape=_SMALL,
-        schedule=Schedule(steps=450, batch=16),
+        schedule=Schedule(steps=350, batch=16),
         scored=512,
         calibration=64,
         healing=40,

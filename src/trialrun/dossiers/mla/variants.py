@@ -21,11 +21,14 @@ VARIANTS = ("mha", "gqa", "gqa-wide", "mla", "frozen")
 
 
 class GroupedAttention(nn.Module):
-    """Grouped-query attention of any head width, whose first ``rope_dim`` features are rotated.
+    """Grouped-query attention of any head width, whose last ``rope_dim`` features are rotated.
 
     Parameters
     ----------
     width, heads, kv_heads, head_dim, rope_dim : int
+    base : float
+    shared : bool
+        Take the key's unrotated features for the value, so that a token is cached once.
 
     Examples
     --------
@@ -35,28 +38,49 @@ class GroupedAttention(nn.Module):
     """
 
     def __init__(
-        self, width: int, *, heads: int, kv_heads: int, head_dim: int, rope_dim: int
+        self,
+        width: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope_dim: int,
+        base: float = 10000.0,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
+        self.plain = head_dim - rope_dim
         self.repeats = heads // kv_heads
-        self.rotary = Rotary(rope_dim)
+        self.rotary = Rotary(rope_dim, base)
+        value_dim = self.plain if shared else head_dim
         self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.v_proj = None if shared else nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * value_dim, width, bias=False)
+
+    @property
+    def cached_values(self) -> int:
+        """Values kept of a token."""
+        return self.k_proj.out_features + (self.v_proj.out_features if self.v_proj else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend causally; ``x`` is (batch, time, width)."""
         positions = torch.arange(x.shape[1], device=x.device)
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        q, k = (self._heads(project(x)) for project in (self.q_proj, self.k_proj))
+        v = k[..., : self.plain] if self.v_proj is None else self._heads(self.v_proj(x))
+        q, k = (
+            torch.cat(
+                (part[..., : self.plain], self.rotary(part[..., self.plain :], positions)), -1
+            )
+            for part in (q, k)
         )
-        q, k = self.rotary(q, positions), self.rotary(k, positions)
         k, v = (part.repeat_interleave(self.repeats, dim=1) for part in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class _InPlace(nn.Module):
@@ -76,25 +100,30 @@ def cached_values(shape: Shape) -> dict[str, int]:
     Examples
     --------
     >>> cached_values(Shape(width=96, heads=6))
-    {'mha': 192, 'gqa': 64, 'gqa-wide': 64, 'mla': 64, 'frozen': 64}
+    {'mha': 192, 'gqa': 32, 'gqa-wide': 32, 'mla': 32, 'frozen': 32}
     """
     dim = shape.width // shape.heads
-    return {name: 2 * shape.width if name == "mha" else 4 * dim for name in VARIANTS}
+    return {name: 2 * (shape.width if name == "mha" else dim) for name in VARIANTS}
 
 
 def _attention(name: str, shape: Shape) -> nn.Module:
     dim = shape.width // shape.heads
     rope = dim // 2
-    if name == "gqa":
-        sizes = {"kv_heads": 2, "head_dim": dim, "rope_dim": dim}
-        return GroupedAttention(shape.width, heads=shape.heads, **sizes)
-    if name == "gqa-wide":
-        sizes = {"kv_heads": 1, "head_dim": 2 * dim, "rope_dim": rope}
-        return GroupedAttention(shape.width, heads=shape.heads, **sizes)
+    if name in ("gqa", "gqa-wide"):
+        wide = name == "gqa-wide"
+        return GroupedAttention(
+            shape.width,
+            heads=shape.heads,
+            kv_heads=1,
+            head_dim=2 * dim if wide else dim,
+            rope_dim=rope if wide else dim,
+            base=shape.base,
+            shared=wide,
+        )
     return MultiHeadLatentAttention(
         shape.width,
         shape.heads,
-        4 * dim - rope,
+        2 * dim - rope,
         nope_dim=dim,
         rope_dim=rope,
         v_dim=dim,
