@@ -168,6 +168,20 @@ def test_scores_in_blocks_and_sinks_agree(monkeypatch):
     torch.testing.assert_close(whole.weights.sum(-1)[0, :, 0], 1 - lost)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3", "hy_v4"])
+def test_in_16_bits_absorbing_is_as_near_the_truth_as_expanding(kind):
+    implementation = IMPLEMENTATION.get(kind, "sdpa")
+    ids, errors = _ids(batch=8), []
+    exact = make_host(kind, dtype=torch.float32, implementation=implementation)
+    truth = exact(ids).logits
+    for limit in (0, LENGTH):
+        half = copy.deepcopy(exact).bfloat16()
+        with AbsorbedMLA(max_query=limit).attached(half):
+            errors.append((half(ids).logits - truth).square().mean().sqrt())
+    assert errors[1] <= 1.3 * errors[0]
+
+
 def test_gradients_of_a_patched_model_are_the_models_own():
     model, ids = _host("deepseek_v3", dtype=torch.float32), _ids()
     model.train()
@@ -248,6 +262,8 @@ def test_models_that_cannot_be_served_are_refused_with_the_remedy():
     attention.kv_b_proj = torch.nn.Sequential(attention.kv_b_proj)
     with pytest.raises(ValueError, match="must be a plain linear layer, got Sequential"):
         patch.attach(model)
+    with pytest.raises(ValueError, match="are not in memory"):
+        patch.attach(_host("deepseek_v3").to("meta"))
     assert patches_of(model) == ()
 
 

@@ -105,6 +105,10 @@ def _check_module(module: Any) -> None:
             f"kv_b_proj of {name} must be a plain linear layer, got {type(up).__name__}: "
             f"dequantize the model, or merge its adapters, first"
         )
+    if up.weight.device.type == "meta":
+        raise UsageError(
+            f"the weights of {name} are not in memory: load the model without offloading"
+        )
 
 
 def install(module: Any, max_query: int | None) -> Any:
