@@ -8,18 +8,18 @@ themselves, appended in place, with the faster of PyTorch's two ways to attend t
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DeepseekV2Config, DynamicCache
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2ForCausalLM
 
 from _bench import Row, compare, emit, figure
+from bench_rerope import Live
 from trialrun.attention.mla import (
     AbsorbedMLA,
     LatentCache,
@@ -31,7 +31,7 @@ from trialrun.attention.mla import (
 
 HEADS, RANK, NOPE, ROPE, VALUE, WIDTH = 16, 512, 128, 64, 128, 2048
 PER_TOKEN = (RANK + ROPE) * 4
-STEPS = 4
+STEPS = 2
 
 
 def host() -> Any:
@@ -142,27 +142,6 @@ class Own:
         return out
 
 
-class Live(TorchDispatchMode):
-    """Watch the bytes of the tensors that operators make, beside those known before."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.known = {x.untyped_storage()._cdata for x in known}
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count what the operator made."""
-        found = func(*args, **(kwargs or {}))
-        for x in found if isinstance(found, tuple | list) else (found,):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.known:
-                storage = x.untyped_storage()
-                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.alive = {k: s for k, s in self.alive.items() if not s[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
-        return found
-
-
 def memory(model: Any, length: int) -> list[Row]:
     """Return peak bytes of a decode step, cache included, over the bytes of the latents alone."""
     latents = (length + 1) * PER_TOKEN
@@ -219,7 +198,7 @@ def decoding(length: int, repeats: int) -> list[Row]:
             f"{name}: expanded cache / patched",
             fast,
             best,
-            repeats=9,
+            repeats=25,
             faster=True,
             at_least=1.5,
         ),
@@ -227,7 +206,7 @@ def decoding(length: int, repeats: int) -> list[Row]:
             f"{name}: expanded cache / own module and cache",
             Own(plain, length),
             best,
-            repeats=9,
+            repeats=25,
             faster=True,
             at_least=1.5,
         ),
@@ -264,6 +243,8 @@ def main() -> None:
     torch.set_num_threads(1)
     model = host()
     check(model, 512)
+    # Collecting garbage before each timing would walk all of transformers every time.
+    gc.freeze()
     rows = [
         *decoding(4096, repeats=5),
         *decoding(16384, repeats=3),
