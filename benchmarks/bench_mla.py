@@ -234,7 +234,8 @@ def around_the_crossover(length: int) -> list[Row]:
         query = math.floor(middle * factor)
         ours, other = both(query)
         name = f"{length}: absorbed / materialised, {query} new ({factor:g} crossover)"
-        rows.append(compare(name, ours, other, repeats=3))
+        limits = {"at_most": 1.0 if factor < 1 else None, "at_least": 1.0 if factor > 1 else None}
+        rows.append(compare(name, ours, other, repeats=3, **limits))
     return rows
 
 
