@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from trialrun.attention.mla import Healing, Recipe, convert_to_mla
-from trialrun.blocks.bytelm import Shape, save_model, text_batches, train
+from trialrun.blocks.bytelm import Schedule, Shape, save_model, text_batches, train
 from trialrun.claims.contract import Context, Measurement, Trial
 from trialrun.core.errors import UsageError
 from trialrun.dossiers.mla.exactness import HEADS, bytes_per_token, errors
@@ -54,16 +54,17 @@ def _absorbed(ctx: Context, *, arm: str) -> Measurement:
     return Measurement(points, n=decoded)
 
 
-def _train(ctx: Context, variant: str, shape: Shape) -> Any:
+def _train(ctx: Context, variant: str, shape: Shape, schedule: Schedule) -> Any:
     model = make_variant(variant, shape, seed=ctx.seed)
     batches = text_batches(corpus(ctx.on)[0], shape, seed=ctx.seed)
-    train(model, batches, sizes_of(ctx).schedule, device=ctx.device)
+    train(model, batches, schedule, device=ctx.device)
     return model
 
 
 def _train_host(ctx: Context) -> Any:
     sizes = sizes_of(ctx)
-    return _train(ctx, "mha", replace(sizes.shape, base=sizes.host_base))
+    shape = replace(sizes.shape, base=sizes.host_base)
+    return _train(ctx, "mha", shape, replace(sizes.schedule, steps=sizes.host_steps))
 
 
 def _prepare_host(ctx: Context, folder: Path) -> None:
@@ -74,7 +75,8 @@ def _prepare_host(ctx: Context, folder: Path) -> None:
 
 def _quality(ctx: Context, *, variant: str) -> Measurement:
     _be_quiet()
-    model = _train(ctx, variant, sizes_of(ctx).shape)
+    sizes = sizes_of(ctx)
+    model = _train(ctx, variant, sizes.shape, sizes.schedule)
     loss, n = held_out_loss(ctx, model)
     return Measurement.of(loss, n=n, attention_parameters=attention_parameters(model))
 

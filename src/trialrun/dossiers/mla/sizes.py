@@ -14,10 +14,10 @@ class Sizes(Budget):
 
     ``scored`` counts windows of held-out text of ``shape.length`` bytes, ``calibration`` windows of
     training text that a conversion sees, ``healing`` the steps of its short training; ``decoded``
-    the tokens that the absorbed claim decodes. The host of a conversion has ``host_base`` for its
-    rotary base, where many pairs turn slowly, as they do in large models. A model of the user's
-    own is scored on ``model_windows`` and calibrated on ``model_calibration`` windows of
-    ``model_length`` tokens.
+    the tokens that the absorbed claim decodes. The host of a conversion is trained for
+    ``host_steps`` and has ``host_base`` for its rotary base, where many pairs turn slowly, as they
+    do in large models. A model of the user's own is scored on ``model_windows`` and calibrated on
+    ``model_calibration`` windows of ``model_length`` tokens.
     """
 
     shape: Shape
@@ -26,6 +26,7 @@ class Sizes(Budget):
     calibration: int
     healing: int
     decoded: int
+    host_steps: int
     host_base: float = 10000.0
     model_windows: int = 4
     model_calibration: int = 8
@@ -47,6 +48,7 @@ BUDGETS = {
         calibration=4,
         healing=1,
         decoded=3,
+        host_steps=4,
         model_windows=1,
         model_calibration=1,
         model_length=64,
@@ -62,6 +64,7 @@ BUDGETS = {
         calibration=64,
         healing=20,
         decoded=12,
+        host_steps=200,
         model_windows=2,
     ),
     "full": Sizes(
@@ -73,6 +76,7 @@ BUDGETS = {
         calibration=64,
         healing=40,
         decoded=24,
+        host_steps=350,
         model_windows=8,
         model_calibration=16,
         model_healing=20,
@@ -85,6 +89,7 @@ BUDGETS = {
         calibration=128,
         healing=200,
         decoded=24,
+        host_steps=2000,
         model_windows=32,
         model_calibration=64,
         model_length=512,
