@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
     "mbml_stream.py": "likeliest switch before symbol 15",
+    "mla_convert.py": "nothing cut, nothing lost: True",
     "mla_decode.py": "the same tokens: True",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
