@@ -12,6 +12,8 @@ PROMISED = {
     "hippo_stream.py": "whole sequence and single steps agree: True",
     "flt_long_sequence.py": "the last step gives what the whole gives: True",
     "mbml_stream.py": "likeliest switch before symbol 15",
+    "mla_convert.py": "nothing cut, nothing lost: True",
+    "mla_decode.py": "the same tokens: True",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
 
