@@ -259,7 +259,8 @@ def grpo_loss(
     """Return the clipped policy loss with a k3 KL term (zhao2024moxin).
 
     Per token: -min(r A, clip(r, 1 - clip, 1 + clip) A) + kl (e^d - d - 1), where r is the ratio
-    of the policy to the one that sampled and d = log pi_ref - log pi.
+    of the policy to the one that sampled and d = log pi_ref - log pi. The KL term is the plain k3;
+    trl multiplies it by r unless told not to.
 
     Parameters
     ----------
