@@ -296,9 +296,7 @@ def test_the_order_of_the_corpus_decides_who_stays_and_nothing_else():
     turned = dedup.find(texts[::-1])
     last = len(texts) - 1
     groups = {frozenset(np.flatnonzero(dedup.find(texts).stands_for == k)) for k in range(last + 1)}
-    mirrored = {
-        frozenset(last - np.flatnonzero(turned.stands_for == k)) for k in range(last + 1)
-    }
+    mirrored = {frozenset(last - np.flatnonzero(turned.stands_for == k)) for k in range(last + 1)}
     assert groups == mirrored
 
 

@@ -81,7 +81,7 @@ def _print_table(graded) -> None:  # type: ignore[no-untyped-def]
         for finding in (f for f in graded.findings if f.level == level):
             mark = "yes" if finding.counts else ("no" if finding.required else "-")
             optional = "" if finding.required else " (optional)"
-            what = finding.problem or finding.licence
+            what = finding.problem or finding.licence or "not inspected, and given the doubt"
             print(f"  {mark:<4}{finding.name + optional:<34}{what}")
             for place in finding.evidence:
                 print(f"      {place}")

@@ -77,9 +77,7 @@ class Duplicates:
         return np.flatnonzero(self.stands_for == np.arange(len(self.stands_for)))
 
 
-def digest_and_keys(
-    texts: Sequence[str], hasher: MinHasher, bands: Bands
-) -> tuple[Hashes, Hashes]:
+def digest_and_keys(texts: Sequence[str], hasher: MinHasher, bands: Bands) -> tuple[Hashes, Hashes]:
     """Return 128-bit digests, shape (texts, 2), and band keys, shape (texts, bands)."""
     digests = np.empty((len(texts), 2), np.uint64)
     keys = np.empty((len(texts), bands.count), np.uint64)
@@ -163,7 +161,7 @@ class MinHashDedup:
         # Verified pairs can afford false candidates: fewer true ones are missed.
         self.bands = bands_for(threshold, hashes, misses=0.5 if link == "component" else 0.9)
 
-    def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def __call__(self, stream: Stream, _rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Yield the documents of ``stream`` that stay.
 
         Raises
@@ -206,9 +204,7 @@ class MinHashDedup:
             for texts in noted():
                 spool.add_keys(*digest_and_keys(texts, self.hasher, self.bands))
             return
-        pool = Parallel(
-            self.jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1
-        )
+        pool = Parallel(self.jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)
         for made in pool(delayed(digest_and_keys)(t, self.hasher, self.bands) for t in noted()):
             spool.add_keys(*made)
 

@@ -1,9 +1,9 @@
 """What flows through the data pipeline, and how to read and write it.
 
-A step is a callable ``step(stream, rank=0, world_size=1)`` that takes and gives an iterable of
-documents. That is the form in which datatrove (0.10) takes custom functions, and its own
-``Document`` has the same three fields, so that every step here runs inside a datatrove executor as
-it is: locally, on Slurm or on Ray.
+A step is a callable ``step(stream, rank, world_size)`` that takes and gives an iterable of
+documents; the two numbers, which task of how many this is, are its to ignore. That is the form in
+which datatrove (0.10) takes custom functions, and its own ``Document`` has the same three fields,
+so that every step here runs inside a datatrove executor as it is: locally, on Slurm or on Ray.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def read_jsonl(*paths: str | Path, key: str = "text") -> Iterator[Document]:
 def _documents_of(path: Path, lines: Iterable[str], key: str) -> Iterator[Document]:
     number = 0
     try:
-        for number, line in enumerate(lines, 1):  # noqa: B007
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             row = json.loads(line)

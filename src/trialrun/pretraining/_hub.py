@@ -16,7 +16,7 @@ from typing import Any
 from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.core.extras import need
 from trialrun.pretraining._licences import open_for
-from trialrun.pretraining.openness import Manifest, Shown
+from trialrun.pretraining._manifest import Manifest, Shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".msgpack", ".h5")
@@ -122,8 +122,10 @@ def look_up(hub_id: str) -> Repository:
     if not HUB_ID.fullmatch(hub_id):
         raise UsageError(f"a hub id reads organisation/name, got {hub_id!r}")
     hub = need("huggingface_hub", extra="pretraining")
-    offline = hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1"
-    remedy = "go online, or write a manifest and grade that"
+    errors = need("huggingface_hub.errors", extra="pretraining")
+    constants = need("huggingface_hub.constants", extra="pretraining")
+    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1"
+    remedy = "add --online where there is a network, or write a manifest and grade that"
     if offline:
         raise NotRunnable(
             f"{hub_id} must be asked of the hub and the network is off (HF_HUB_OFFLINE): {remedy}"
@@ -132,7 +134,7 @@ def look_up(hub_id: str) -> Repository:
     try:
         info = api.model_info(hub_id, timeout=20)
         refs = api.list_repo_refs(hub_id)
-    except hub.errors.RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise UsageError(
             f"the hub has no public model {hub_id!r}: check the name, or log in if it is private"
         ) from error

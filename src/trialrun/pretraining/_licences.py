@@ -58,7 +58,7 @@ _ALIASES = {
 
 
 def _table() -> dict[str, tuple[str, frozenset[str]]]:
-    said = (
+    said: tuple[tuple[str, set[str]], ...] = (
         (_OSI, {CODE}),
         (_OPEN_DATA, {DATA}),
         # The framework takes content licences for data, and the public-domain dedication likewise.
@@ -67,9 +67,7 @@ def _table() -> dict[str, tuple[str, frozenset[str]]]:
         (_NOT_OPEN, set()),
         (NO_LICENCE, set()),
     )
-    return {
-        name.lower(): (name, frozenset(uses)) for names, uses in said for name in names.split()
-    }
+    return {name.lower(): (name, frozenset(uses)) for names, uses in said for name in names.split()}
 
 
 _KNOWN = _table()

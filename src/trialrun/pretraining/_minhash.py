@@ -144,14 +144,12 @@ class MinHasher:
         """Return the signatures of texts, shape (texts, hashes); an empty text has all ones."""
         texts = list(texts)
         parts = [
-            self.of_shingles(shingles(texts[start : start + _BATCH], **self._grams))
+            self.of_shingles(
+                shingles(texts[start : start + _BATCH], ngram=self.ngram, unit=self.unit)
+            )
             for start in range(0, len(texts), _BATCH)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.hashes), np.uint64)
-
-    @property
-    def _grams(self) -> dict[str, int | str]:
-        return {"ngram": self.ngram, "unit": self.unit}
 
     def of_shingles(self, grams: Shingles) -> Hashes:
         """Return the signatures of texts given by their ``grams``."""

@@ -92,7 +92,7 @@ class Normalise:
             raise UsageError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         self.form = form
 
-    def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def __call__(self, stream: Stream, *_task: int) -> Iterator[Any]:
         """Yield each document in its normal form."""
         for document in as_documents(stream):
             yield with_text(document, self.normal(document.text))
@@ -134,7 +134,7 @@ class LengthFilter:
             check_range("most", most, low=least, unit="characters")
         self.least, self.most = least, most
 
-    def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def __call__(self, stream: Stream, *_task: int) -> Iterator[Any]:
         """Yield the documents whose length is in the range."""
         for document in as_documents(stream):
             length = len(fold(document.text))

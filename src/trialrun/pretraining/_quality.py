@@ -245,7 +245,7 @@ class QualityTop:
         quality._check_fitted()
         self.quality, self.share, self.sample = quality, share, sample
 
-    def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def __call__(self, stream: Stream, *_task: int) -> Iterator[Any]:
         """Yield the documents of ``stream`` that reach the score."""
         documents = as_documents(stream)
         waiting = list(islice(documents, self.sample))

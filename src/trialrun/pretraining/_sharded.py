@@ -64,8 +64,8 @@ class WriteKeys:
             )
         self.folder, self.dedup = Path(folder), dedup
 
-    def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Yield every document of ``stream``; the file appears when the last was read."""
+    def __call__(self, stream: Stream, rank: int = 0, *_tasks: int) -> Iterator[Any]:
+        """Yield all of task ``rank``'s ``stream``; its file appears when the last was read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         width = 2 + self.dedup.bands.count
         rows = [np.empty((0, width), np.uint64)]
@@ -145,8 +145,8 @@ class DropDuplicates:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Yield the documents of task ``rank`` that stay."""
+    def __call__(self, stream: Stream, rank: int = 0, *_tasks: int) -> Iterator[Any]:
+        """Yield the documents of task ``rank``'s ``stream`` that stay."""
         path = _file(self.folder, rank, "drop")
         if not path.is_file():
             raise UsageError(f"{path} is missing: run join_keys({str(self.folder)!r}) first")

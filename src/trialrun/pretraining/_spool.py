@@ -43,7 +43,9 @@ class Spool:
         if self._folder is not None:
             own = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._folder))
             self._own = Path(own)
-            self._bodies: IO[bytes] = self._stack.enter_context((self._own / "documents").open("w+b"))
+            self._bodies: IO[bytes] = self._stack.enter_context(
+                (self._own / "documents").open("w+b")
+            )
             self._columns = [
                 self._stack.enter_context((self._own / f"band{i}").open("wb"))
                 for i in range(self._bands)

@@ -1,27 +1,18 @@
-"""Measure the claims of moxin.
+"""Measure the claims on Moxin-7B's recipe (zhao2024moxin).
 
-The rules stand in the card and are fixed before a run.
+The rules stand in the card and were fixed before a run. Data claims are measured in ``data.py``,
+those that train or run a model in ``training.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from trialrun.claims.contract import Budget, Trial
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size(Budget):
-    """How much of everything a run takes."""
-
-    items: int
-
+from trialrun.claims.contract import Trial
+from trialrun.dossiers.moxin import data, training
+from trialrun.dossiers.moxin._sizes import BUDGETS
 
 TRIAL = Trial(
-    budgets={
-        "smoke": Size(seeds=2, items=20),
-        "quick": Size(seeds=3, items=200),
-        "full": Size(seeds=5, items=2000),
-    },
-    arms={},
+    budgets=BUDGETS,
+    arms={**training.ARMS, **data.ARMS},
+    prepare=training.PREPARE,
+    needs=training.NEEDS,
 )
