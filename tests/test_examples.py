@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
     "mbml_stream.py": "likeliest switch before symbol 15",
+    "moxin_recipe.py": "went on at step 30 of 80, in phase long",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
 
