@@ -205,11 +205,13 @@ def test_a_weight_of_another_shape_is_named(tmp_path):
         ("got gpt2", lambda: deepen(GPT2Config(), layers=13)),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings_get_one_clear_sentence(words, call):
     with pytest.raises(UsageError, match=words):
         call()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_folders_get_one_clear_sentence(tmp_path):
     with pytest.raises(UsageError, match="must hold a config"):
         deepen_checkpoint(tmp_path, tmp_path / "deep")

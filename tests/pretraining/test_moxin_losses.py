@@ -247,6 +247,7 @@ def test_padding_is_masked_and_never_trained_whatever_the_pad_token():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_gets_one_clear_sentence(words, call):
     with pytest.raises(UsageError, match=words) as caught:
         call()

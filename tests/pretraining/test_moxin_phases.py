@@ -187,11 +187,13 @@ def test_blocks_predict_every_token_but_the_first_once():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings_get_one_clear_sentence(words, call):
     with pytest.raises(ValueError, match=words):
         call()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_files_get_one_clear_sentence(tmp_path):
     with pytest.raises(UsageError, match="at least one text, got none"):
         write_tokens([], tmp_path / "x.npy", lambda _: [], end=0, vocabulary=2)

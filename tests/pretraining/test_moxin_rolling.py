@@ -194,6 +194,7 @@ def test_float32_agrees_to_a_millionth():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_gets_one_clear_sentence(words, call):
     with pytest.raises(ValueError, match=words):
         call()

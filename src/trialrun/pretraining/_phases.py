@@ -118,7 +118,7 @@ class Phase:
     context: int
     tokens: int
     batch_tokens: int
-    mixture: Mapping[str, float]
+    mixture: Mapping[str, float | int]
     rate: Rate
     objective: str = "text"
     reference: str | None = None

@@ -233,7 +233,7 @@ def _value(where: str, kind: type, value: Any) -> Any:
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         hint = ": write 3.0e-4 for a number" if kind is float and isinstance(value, str) else ""
         raise UsageError(f"{where} must be of type {kind.__name__}, got {value!r}{hint}")
-    return value
+    return float(value) if kind is float else value
 
 
 def _table(where: str, value: Any) -> Mapping[str, Any]:
