@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -408,6 +409,35 @@ def test_a_bad_recipe_is_refused_in_one_sentence(tmp_path, capsys, old, new, wor
     assert said.count("\n") == 1 or "Writing" in said
     assert re.search(words, said), said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def fresh_state():
+    """Let accelerate take another precision than the tests around."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_bfloat16_keeps_weights_in_float32_and_stays_near_the_exact_losses(tmp_path):
+    losses = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        text = f"precision: {precision}\n{RECIPE}"
+        recipe = read_recipe(_recipe(tmp_path / precision, text))
+        losses[precision] = _losses(run_recipe(recipe, cpu=True))
+        weights = load_file(latest(tmp_path / precision / "run") / "model.safetensors")
+        assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert losses["no"] != losses["bf16"]
+    np.testing.assert_allclose(losses["bf16"], losses["no"], rtol=0.01)
+
+
+def test_recomputing_activations_changes_nothing(tmp_path):
+    text = RECIPE.replace("  layers: 3", "  layers: 3\n  recompute: true")
+    plain = run_recipe(read_recipe(_recipe(tmp_path / "a")), cpu=True)
+    thrifty = run_recipe(read_recipe(_recipe(tmp_path / "b", text)), cpu=True)
+    assert _losses(plain) == _losses(thrifty)
 
 
 def test_a_missing_recipe_is_named(tmp_path, capsys):

@@ -17,7 +17,7 @@ from trialrun.pretraining._losses import (
     token_logps,
 )
 
-WORDS = "<pad> <eos> <unk> a b c d e f".split()
+WORDS = ["<pad>", "<eos>", "<unk>", *"abcdef"]
 PAIRS = [
     {"prompt": "a b", "chosen": " c d e", "rejected": " f"},
     {"prompt": "c", "chosen": " a", "rejected": " b b b b"},
@@ -115,7 +115,7 @@ def test_policy_loss_is_that_of_trl(tmp_path, kind, mean):
             epsilon=0.1,
             num_generations=2,
             max_completion_length=4,
-            # trl multiplies the KL term by the ratio unless told not to; the plain k3 is meant here.
+            # trl multiplies the KL term by the ratio unless told not to; k3 is meant here.
             use_bias_correction_kl=False,
             **_settings(tmp_path),
         ),
