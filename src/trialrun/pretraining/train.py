@@ -1,9 +1,9 @@
 """Run a recipe: ``accelerate launch -m trialrun.pretraining.train recipe.yaml``.
 
 One processor, many, and many machines are the same command; ``accelerate config`` says which. A run
-that was stopped goes on from its newest checkpoint when the command is given again; machines must share
-the folders of the sources and of the run. Every process holds the whole model (DDP). Follows what
-is public of zhao2024moxin's recipe; examples/moxin_recipe.py shows one in small.
+that was stopped goes on from its newest checkpoint when the command is given again; machines must
+share the folders of the sources and of the run. Every process holds the whole model (DDP). Follows
+what is public of zhao2024moxin's recipe; examples/moxin_recipe.py shows one in small.
 """
 
 from __future__ import annotations
