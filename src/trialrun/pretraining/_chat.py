@@ -16,6 +16,7 @@ from trialrun.pretraining import _stack  # noqa: F401  isort: skip
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trialrun.core.errors import UsageError
@@ -25,11 +26,14 @@ from trialrun.pretraining._mixing import Encode
 ROLES = ("system", "user", "assistant")
 
 
+Tokens = list[int] | NDArray[np.int64]
+
+
 class Example(NamedTuple):
     """One sequence: its tokens, and their labels (-100 where not trained)."""
 
-    ids: list[int]
-    labels: list[int]
+    ids: Tokens
+    labels: Tokens
 
 
 class Batch(NamedTuple):
@@ -134,9 +138,9 @@ def collate(examples: Sequence[Example], *, pad: int, length: int | None = None)
     labels = torch.full((len(examples), size), IGNORED)
     for row, example in enumerate(examples):
         count = len(example.ids)
-        ids[row, :count] = torch.tensor(example.ids)
+        ids[row, :count] = torch.as_tensor(example.ids)
         mask[row, :count] = 1
-        labels[row, :count] = torch.tensor(example.labels)
+        labels[row, :count] = torch.as_tensor(example.labels)
     return Batch(ids, mask, labels)
 
 

@@ -229,11 +229,11 @@ def _make(cls: Any, where: str, table: Any) -> Any:
 
 
 def _value(where: str, kind: type, value: Any) -> Any:
-    allowed = (int, float) if kind is float else (kind,)
+    allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         hint = ": write 3.0e-4 for a number" if kind is float and isinstance(value, str) else ""
         raise UsageError(f"{where} must be of type {kind.__name__}, got {value!r}{hint}")
-    return float(value) if kind is float else value
+    return float(str(value)) if kind is float else value
 
 
 def _table(where: str, value: Any) -> Mapping[str, Any]:

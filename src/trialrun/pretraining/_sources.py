@@ -71,7 +71,7 @@ class TextRows:
         return self.source.blocks(self.context)
 
     def __getitem__(self, index: int) -> tuple[Example, ...]:
-        ids = self.source.block(index, self.context).tolist()
+        ids = self.source.block(index, self.context)
         return (Example(ids, ids),)
 
 

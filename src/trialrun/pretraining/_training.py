@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trialrun.pretraining import _stack  # noqa: F401  isort: skip
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM
@@ -257,7 +258,7 @@ class _Loop:
         examples = [rows[name][row] for name, row in drawn]
         count = len(examples)
         if phase.objective != "preference":
-            count = sum(label != IGNORED for (e,) in examples for label in e.labels[1:])
+            count = sum(int((np.asarray(e.labels)[1:] != IGNORED).sum()) for (e,) in examples)
         device = accelerator.device
         total = int(accelerator.reduce(torch.tensor(count, device=device), "sum"))
         for group in optimiser.param_groups:
