@@ -11,6 +11,7 @@ PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
     "mbml_stream.py": "likeliest switch before symbol 15",
     "moxin_recipe.py": "went on at step 30 of 80, in phase long",
+    "moxin_data.py": "reading test: 100.0% of 1 items found",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
 

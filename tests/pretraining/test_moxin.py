@@ -355,7 +355,7 @@ def test_tasks_that_join_keys_drop_what_one_process_drops(tmp_path):
         (lambda: MinHasher(hashes=8).keys(np.zeros((1, 8), np.uint64), Bands(3, 3)), "need 9"),
     ],
 )
-def test_bad_settings_are_refused_in_one_sentence(call, words):
+def test_bad_settings_are_refused_in_one_sentence(unchecked, call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

@@ -105,7 +105,7 @@ def test_a_pipeline_reads_only_as_far_as_it_is_asked():
     assert len(read) == 1
 
 
-def test_a_pipeline_counts_and_refuses_what_is_no_step():
+def test_a_pipeline_counts_and_refuses_what_is_no_step(unchecked):
     pipeline = Pipeline([LengthFilter(least=4), lambda stream, rank, world: stream])
     assert len(list(pipeline(["a", "abcd"]))) == 1
     assert [row[1:] for row in pipeline.counts] == [(2, 1), (1, 1)]
@@ -188,7 +188,7 @@ def test_the_best_share_comes_through_in_order():
         (lambda: DropContaminated(Contamination({"a": ["b"]}), most=2), "most must be"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(call, words):
+def test_bad_input_is_refused_in_one_sentence(unchecked, call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

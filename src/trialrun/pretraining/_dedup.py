@@ -99,7 +99,7 @@ class MinHashDedup:
 
     Called on a stream it is a step of a pipeline: it reads the stream to its end, then yields the
     documents that stay, in their order. Give ``spool`` a folder for streams that do not fit in
-    memory: documents and band keys then lie on disk, and memory holds some 60 bytes a document.
+    memory: documents and band keys then lie on disk, and memory holds some 100 bytes a document.
 
     Parameters
     ----------

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng, split
@@ -35,10 +36,10 @@ class Bands:
     count: int
     rows: int
 
-    def probability(self, similarity: ArrayLike) -> NDArray[np.float64]:
+    def probability(self, similarity: Any) -> Any:
         """Return the chance that a pair of a given Jaccard ``similarity`` becomes a candidate.
 
-        The S-curve 1 - (1 - s**rows)**count.
+        The S-curve 1 - (1 - s**rows)**count, of a number or of every number of an array.
         """
         s = np.asarray(similarity, float)
         return -np.expm1(self.count * np.log1p(-np.minimum(s**self.rows, 1 - 1e-16)))

@@ -132,12 +132,9 @@ def shingles_of_folded(folded: Sequence[str], *, ngram: int, unit: str) -> Shing
     if len(folded) == 1:
         return Shingles(hashes, counts)
     # Runs that reach over the end of a text belong to none.
-    starts = np.cumsum(lengths) - lengths
-    inside = np.zeros(len(codes) + 1, np.int8)
-    filled = counts > 0
-    inside[starts[filled]] += 1
-    np.add.at(inside, (starts + counts)[filled], -1)
-    return Shingles(hashes[np.cumsum(inside[: len(hashes)], dtype=np.int8).view(bool)], counts)
+    spans = np.stack([counts, lengths - counts], axis=1).reshape(-1)
+    inside = np.repeat(np.tile([True, False], len(folded)), spans)
+    return Shingles(hashes[inside[: len(hashes)]], counts)
 
 
 def _filled(

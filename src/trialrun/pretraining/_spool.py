@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
@@ -36,7 +37,7 @@ class Spool:
         self._digests: list[Hashes] = []
         self._rows: list[Hashes] = []
         self._kept: list[Any] = []
-        self._offsets: list[int] = []
+        self._offsets = array("q")
         self._made: type | None = None
 
     def __enter__(self) -> Spool:

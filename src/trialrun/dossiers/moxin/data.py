@@ -105,11 +105,24 @@ def by_substring(items: Sequence[str], texts: Sequence[str]) -> list[bool]:
     return [any(item in text for text in texts) for item in items]
 
 
+def _bags(texts: Sequence[str], columns: dict[str, int], *, grow: bool) -> np.ndarray:
+    """Return which words each text has, one column a word; ``grow`` adds words to the columns."""
+    bags = [set(text.lower().translate(_BARE).split()) for text in texts]
+    if grow:
+        for word in sorted(set().union(*bags)):
+            columns.setdefault(word, len(columns))
+    table = np.zeros((len(texts), len(columns)), np.float32)
+    for row, bag in enumerate(bags):
+        table[row, [columns[word] for word in bag if word in columns]] = 1
+    return table
+
+
 def by_bag(items: Sequence[str], texts: Sequence[str], *, least: float = 0.8) -> list[bool]:
     """Look for a document that has most of the item's words, in any order."""
-    bags = [set(text.lower().translate(_BARE).split()) for text in texts]
-    wanted = [set(item.lower().translate(_BARE).split()) for item in items]
-    return [any(len(w & bag) >= least * len(w) for bag in bags) for w in wanted]
+    columns: dict[str, int] = {}
+    wanted = _bags(items, columns, grow=True)
+    common = wanted @ _bags(texts, columns, grow=False).T
+    return (common >= least * wanted.sum(axis=1, keepdims=True)).any(axis=1).tolist()
 
 
 def planted(ctx: Context, *, find: Found, shuffle: bool = False) -> Measurement:
