@@ -124,8 +124,8 @@ def main() -> None:
     rows += training_rows()
     emit(
         rows,
-        limit="deduplication folds, hashes and sorts every character once: about 40 passes of 8 bytes over "
-        "the text; time grows with the number of documents, memory by 8 bytes a band and document",
+        limit="deduplication folds and hashes every character once: about 40 passes of 8 bytes "
+        "over the text; time grows with the documents, memory by 8 bytes a band and document",
     )
 
 

@@ -15,7 +15,7 @@ from importlib.resources import as_file, files
 
 import numpy as np
 
-from trialrun.claims.contract import Context, Measurement
+from trialrun.claims.contract import Arm, Context, Measurement
 from trialrun.core.seeds import rng
 from trialrun.dossiers.moxin._sizes import sizes_of
 from trialrun.material.stdlib_text import load_stdlib_text
@@ -57,7 +57,8 @@ def material(ctx: Context) -> tuple[list[str], list[str]]:
     texts = _windows(ctx, held_out=False, count=count, width=DOCUMENT_WORDS)
     known = set().union(*map(_runs, texts))
     pool = _windows(ctx, held_out=True, count=_POOL * count, width=ITEM_WORDS)
-    items, seen = [], set()
+    items: list[str] = []
+    seen: set[tuple[str, ...]] = set()
     for item in pool:
         runs = _runs(item)
         if runs and not runs & known and not runs & seen:
@@ -178,7 +179,7 @@ def by_licence_tag(_ctx: Context) -> Measurement:
     return Measurement({"strict": 1.0, "benefit of the doubt": 1.0}, 1)
 
 
-ARMS = {
+ARMS: dict[str, dict[str, Arm]] = {
     "contamination": {
         "13-gram": partial(planted, find=partial(by_grams, n=N)),
         "substring": partial(planted, find=by_substring),

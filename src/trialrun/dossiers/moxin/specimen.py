@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -106,7 +106,7 @@ SPECIMENS = (
         run=_kept,
         bad=(
             ("at least one step", lambda: Pipeline([])),
-            ("step 0 must be callable", lambda: Pipeline(["dedup"])),
+            ("step 0 must be callable", lambda: Pipeline(cast(Any, ["dedup"]))),
             ("documents must be an iterable", lambda: list(_length_filter()("one text"))),
         ),
         invariances=(("repeating the corpus changes nothing", _twice),),
