@@ -1,6 +1,7 @@
 """MinHash, bands, groups and deduplication, against the slow twin."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -380,3 +381,20 @@ def test_documents_that_cannot_be_spooled_are_named(tmp_path):
 
 def test_an_empty_stream_gives_an_empty_stream():
     assert list(MinHashDedup()(iter([]))) == []
+
+
+def test_spooled_memory_does_not_grow_with_the_texts(tmp_path):
+    page = text(0, 330)  # 2 kB
+
+    def peak(count):
+        step = MinHashDedup(spool=tmp_path)
+        documents = (Document(f"{page} {number}", str(number)) for number in range(count))
+        tracemalloc.start()
+        for _ in step(documents):
+            pass
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    few, many = peak(1024), peak(4096)
+    assert many - few < 200 * (4096 - 1024)  # bytes a document; a text has 2000
