@@ -44,7 +44,7 @@ SMOKE = LmSizes(
     layers=1, width=16, heads=2, steps=2, batch=4, pages=24, long=128, phase_steps=4, scored=2,
     window=4,
 )  # fmt: skip
-QUICK = LmSizes(steps=60, pages=120, phase_steps=40, scored=48)
+QUICK = LmSizes(steps=160, pages=120, phase_steps=40, scored=96)
 FULL = LmSizes(steps=240, pages=300, phase_steps=140, scored=160)
 GPU = LmSizes(
     layers=8, width=512, heads=8, steps=2000, batch=128, pages=4000, short=256, long=2048,
