@@ -157,6 +157,9 @@ def test_the_best_share_comes_through_in_order():
     assert [d.text for d in QualityTop(quality, 0.5)(mixed)] == GOOD[1::2]
     assert len(list(QualityTop(quality, 1.0)(mixed))) == len(mixed)
     assert list(QualityTop(quality, 0.5)([])) == []
+    known = quality.threshold(mixed, 0.5)
+    assert [d.text for d in QualityTop(quality, threshold=known)(mixed)] == GOOD[1::2]
+    assert list(QualityTop(quality, threshold=0.0)([])) == []
     streamed = QualityTop(quality, 0.5, sample=12)
     assert [d.text for d in streamed(mixed)] == GOOD[1::2]
 
@@ -174,6 +177,10 @@ def test_the_best_share_comes_through_in_order():
         (lambda: QualityFilter.load("/none"), "holds no quality filter"),
         (lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), 0.0), "share must be above 0"),
         (lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), 1.1), "share must be above 0"),
+        (
+            lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), threshold=float("nan")),
+            "threshold must be a finite score, got nan",
+        ),
         (lambda: LengthFilter(least=-1), "least must be at least 0"),
         (lambda: LengthFilter(least=5, most=4), "most must be at least 5"),
         (lambda: Normalise("utf-8"), "form must be one of NFC"),

@@ -32,6 +32,8 @@ _BATCH = 256
 class QualityFilter:
     """Score texts by how much they read like the good examples (li2024dclm).
 
+    Words are runs of letters and digits: put spaces between the words of scripts that write none.
+
     Parameters
     ----------
     bits : int, 8 to 24
@@ -210,7 +212,9 @@ class QualityTop:
     """Let the best share of documents through.
 
     The score to reach is set on the first documents, which wait until there are ``sample`` of
-    them; from then on documents stream. On a stream whose quality drifts the share drifts too.
+    them; from then on documents stream. On a stream whose quality drifts the share drifts too, and
+    tasks that see different documents set different scores: give them all one ``threshold``, from
+    `QualityFilter.threshold` on a sample of everything.
 
     Parameters
     ----------
@@ -220,6 +224,8 @@ class QualityTop:
         Share of documents to keep.
     sample : int
         Documents on which the score to reach is set.
+    threshold : float or None
+        The score to reach, where it is known; ``share`` and ``sample`` then play no part.
 
     Attributes
     ----------
@@ -239,19 +245,33 @@ class QualityTop:
     ['a walk', 'quiet home']
     """
 
-    def __init__(self, quality: QualityFilter, share: float = 0.1, *, sample: int = 10_000):
+    def __init__(
+        self,
+        quality: QualityFilter,
+        share: float = 0.1,
+        *,
+        sample: int = 10_000,
+        threshold: float | None = None,
+    ):
         check_share(share)
+        if threshold is not None and not np.isfinite(threshold):
+            raise UsageError(f"threshold must be a finite score, got {threshold!r}")
         check_whole("sample", sample, low=1)
         quality._check_fitted()
         self.quality, self.share, self.sample = quality, share, sample
+        self.threshold = threshold
 
     def __call__(self, stream: Stream, *_task: int) -> Iterator[Any]:
         """Yield the documents of ``stream`` that reach the score."""
         documents = as_documents(stream)
-        waiting = list(islice(documents, self.sample))
-        if not waiting:
-            return
-        self.threshold_ = self.quality.threshold(waiting, self.share)
+        waiting: list[Any] = []
+        if self.threshold is not None:
+            self.threshold_ = self.threshold
+        else:
+            waiting = list(islice(documents, self.sample))
+            if not waiting:
+                return
+            self.threshold_ = self.quality.threshold(waiting, self.share)
         for batch in chunks(chain(waiting, documents), _BATCH):
             for document, score in zip(batch, self.quality.score(batch)):
                 if score >= self.threshold_:
