@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -438,6 +439,14 @@ def test_recomputing_activations_changes_nothing(tmp_path):
     plain = run_recipe(read_recipe(_recipe(tmp_path / "a")), cpu=True)
     thrifty = run_recipe(read_recipe(_recipe(tmp_path / "b", text)), cpu=True)
     assert _losses(plain) == _losses(thrifty)
+
+
+def test_the_recipe_in_the_docs_is_read(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    assert [phase.objective for phase in recipe.phases.phases] == ["text", "text", "chat"]
+    assert recipe.model.layers == 36
 
 
 def test_a_missing_recipe_is_named(tmp_path, capsys):
