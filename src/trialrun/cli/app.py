@@ -21,6 +21,10 @@ _COMMANDS = {
     "check": ("trialrun.cli.check:check", "Put methods on trial and print each claim's table."),
     "report": ("trialrun.cli.report:report", "Build one HTML page from all records."),
     "data": ("trialrun.cli.data:app", "List and pull the material that checks need."),
+    "openness": (
+        "trialrun.cli.openness:openness",
+        "Grade a model release by the Model Openness Framework.",
+    ),
     "new": ("trialrun.cli.new:new", "Scaffold a method in a source checkout."),
 }
 
