@@ -1,0 +1,147 @@
+"""Small worlds in which everything about the kernel can be computed.
+
+Two operations on digits, plus and minus modulo ``MODULUS``, in two notations. In the told world the
+question names its operation; in the hidden world only worked examples before it do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trialrun.blocks.bytelm import Schedule, Shape, make_model, train
+from trialrun.core.seeds import rng
+from trialrun.evaluation.ntkeval import Example, Skill
+
+MODULUS = 10
+ALPHABET = "0123456789+-=?<>pm:;."
+END = "."
+BETWEEN = ";"
+OPERATIONS = ("add", "subtract")
+NOTATIONS = ("infix", "prefix")
+TOLD = {
+    ("add", "infix"): "{a}+{b}=",
+    ("subtract", "infix"): "{a}-{b}=",
+    ("add", "prefix"): "p{a}{b}:",
+    ("subtract", "prefix"): "m{a}{b}:",
+}
+HIDDEN = {
+    (operation, notation): form
+    for operation in OPERATIONS
+    for notation, form in (("infix", "{a}?{b}="), ("prefix", "<{a}{b}>"))
+}
+Cells = dict[tuple[str, str], str]
+Pair = tuple[int, int]
+
+
+def make_tokenizer() -> Any:
+    """Return a tokenizer with one token for each character of the worlds."""
+    words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, END))
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END)
+
+
+def answer_to(operation: str, pair: Pair, modulus: int = MODULUS) -> str:
+    """Return the right answer to an operation on two digits."""
+    a, b = pair
+    return str((a + b if operation == "add" else a - b) % modulus)
+
+
+def example(cells: Cells, cell: tuple[str, str], pair: Pair, answer: str = "") -> Example:
+    """Return one question of a cell; ``answer`` in place of the right one where given."""
+    right = answer_to(cell[0], pair)
+    told = cells[cell].format(a=pair[0], b=pair[1])
+    return Example(told, answer or right, (right,))
+
+
+def all_pairs(cells: Cells) -> list[Pair]:
+    """Return the operands; where the operation is hidden, only those that can tell it apart."""
+    pairs = [(a, b) for a in range(MODULUS) for b in range(MODULUS)]
+    return pairs if cells is TOLD else [(a, b) for a, b in pairs if (2 * b) % MODULUS]
+
+
+def make_skills(
+    cells: Cells, *, train: int, test: int, seed: int, random_answers: bool = False
+) -> dict[tuple[str, str], Skill]:
+    """Return the four cells, trained on or shown with some operands and asked others.
+
+    Operands are the same for all four. With ``random_answers`` the examples to train on or to show
+    have a wrong answer in the right notation; questions keep the right one.
+    """
+    pairs = all_pairs(cells)
+    order = rng(seed, "operands").permutation(len(pairs))
+    taught, asked = ([pairs[i] for i in part] for part in np.split(order[: train + test], [train]))
+    made = {}
+    for cell in cells:
+        shown = [example(cells, cell, pair) for pair in taught]
+        if random_answers:
+            draw = rng(seed, "wrong", *cell)
+            shown = [
+                example(cells, cell, pair, wrong_answer(e.answer, draw))
+                for pair, e in zip(taught, shown)
+            ]
+        made[cell] = Skill(cell[0], shown, [example(cells, cell, p) for p in asked], cell[1])
+    return made
+
+
+def wrong_answer(right: str, draw: np.random.Generator) -> str:
+    """Return a digit other than the right one, all alike likely."""
+    return str((int(right) + int(draw.integers(1, MODULUS))) % MODULUS)
+
+
+def _sequences(cells: Cells, shots: int, seed: int) -> Any:
+    """Return a function that draws texts of examples as tokens: one cell a text."""
+    place = {c: i for i, c in enumerate(ALPHABET)}
+    pairs, kinds = all_pairs(cells), list(cells)
+    close = END if shots == 1 else BETWEEN
+    texts = [
+        [
+            [place[c] for c in example(cells, kind, pair).prompt + answer_to(kind[0], pair) + close]
+            for pair in pairs
+        ]
+        for kind in kinds
+    ]
+    table = np.array(texts)  # (cells, pairs, characters); both notations are equally long
+    draw = rng(seed, "sequences")
+
+    def batch(size: int) -> Tensor:
+        kind = draw.integers(0, len(kinds), size=size)
+        chosen = draw.integers(0, len(pairs), size=(size, shots))
+        rows = table[kind[:, None], chosen].reshape(size, -1).copy()
+        rows[:, -1] = place[END]
+        return torch.from_numpy(rows)
+
+    return batch
+
+
+def _on_answers(width: int) -> Any:
+    """Return weights that count the answers and what closes them, not the operands."""
+
+    def weigh(ids: Tensor) -> Tensor:
+        step = torch.arange(1, ids.shape[1]) % width
+        return (step >= width - 2).float().expand(ids.shape[0], -1)
+
+    return weigh
+
+
+def make_host(
+    cells: Cells, shape: Shape, schedule: Schedule, *, shots: int, seed: int, device: str = "cpu"
+) -> LlamaForCausalLM:
+    """Train a model on texts of ``shots`` examples of one cell; one shot is a bare question."""
+    model = make_model(shape, seed=seed)
+    model.config.eos_token_id = model.generation_config.eos_token_id = ALPHABET.index(END)
+    batch = _sequences(cells, shots, seed)
+    width = batch(1).shape[1] // shots
+    train(model, batch, schedule, device=device, weigh=_on_answers(width))
+    return model
+
+
+def describe(skills: dict[tuple[str, str], Skill]) -> Sequence[str]:
+    """Return the labels of skills, in order."""
+    return [skill.label for skill in skills.values()]
