@@ -26,8 +26,8 @@ def draw(next_logits, prompt, uniforms, ends):
     for u in uniforms:
         logs = log_softmax(next_logits(list(prompt) + answer))
         running, token = 0.0, 0
-        for token, log in enumerate(logs):
-            running += math.exp(log)
+        for token in range(len(logs)):
+            running += math.exp(logs[token])
             if running > u:
                 break
         answer.append(token)

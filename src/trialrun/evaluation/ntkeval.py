@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trialrun.evaluation import _stack  # noqa: F401
 
@@ -79,6 +79,7 @@ __all__ = [
     "LoRAStep",
     "MeanError",
     "NTKEval",
+    "RowDraws",
     "Skill",
     "Specificity",
     "TokenPair",
@@ -90,6 +91,13 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+
+
+class RowDraws(NamedTuple):
+    """Draws of the model before a change, and of the model after it where they were needed."""
+
+    base: Draws
+    tuned: Draws | None
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,30 @@ class NTKEval:
         ]
         return self._measure("in context", lambda _: nullcontext(), told)
 
+    def draws(self, trained: str, train: Train | None = None) -> RowDraws:
+        """Train on one skill and return the weighed draws themselves, for estimates of your own.
+
+        Nothing is refused here; `estimate` takes them. Questions stand in the order of the skills.
+
+        Parameters
+        ----------
+        trained : str
+            Label of a skill.
+        train : callable or None
+            As in `kernel`.
+
+        Raises
+        ------
+        ValueError
+            If no skill has the label, or the estimator is ``exact``, which draws nothing.
+        """
+        if self.estimator == "exact":
+            raise UsageError("draws needs an estimator that draws, got 'exact': use 'mixture'")
+        skill = self._skill(trained)
+        changed = self._trained(LoRAStep() if train is None else train, self._lesson(skill))
+        prompts = [question.prompt for question in self._questions]
+        return self._row(self.skills.index(skill), self._before(), changed, prompts)
+
     def linear(self, trained: str, asked: str, *, rate: float) -> LinearPrediction:
         """Predict the kernel's entry to first order, for one step of plain gradient descent.
 
@@ -320,6 +352,29 @@ class NTKEval:
             batch_tokens=self._reader.batch_tokens,
         )
 
+    def lesson(self, trained: str) -> Lesson:
+        """Return what a training function is given for one skill.
+
+        Parameters
+        ----------
+        trained : str
+            Label of a skill.
+        """
+        return self._lesson(self._skill(trained))
+
+    def right_before(self) -> Floats:
+        """Return every question's exact probability of a right answer, before any change.
+
+        Raises
+        ------
+        ValueError
+            Unless the estimator is ``exact``.
+        """
+        if self.estimator != "exact":
+            raise UsageError(f"right_before needs estimator='exact', got {self.estimator!r}")
+        prompts = [question.prompt for question in self._questions]
+        return self._sums(prompts, [list(question.right) for question in self._questions])
+
     def _skill(self, label: str) -> Skill:
         for skill in self.skills:
             if skill.label == label:
@@ -352,35 +407,45 @@ class NTKEval:
             for place in range(len(self.skills)):
                 with changed(place):
                     rows.append(self._sums(after[place], rights) - base)
-            return self._result(how, base, [[Estimate(r, 1.0) for r in self._parts(x)] for x in rows])
-        both = needs_both(self.estimator)
-        count = self.samples - self.samples // 2 if both else self.samples
-        drawn = self._draw(prompts, self._questions, count, "before")
+            return self._result(
+                how, base, [[Estimate(r, 1.0) for r in self._parts(x)] for x in rows]
+            )
+        drawn = self._before()
         estimates = []
         for place in range(len(self.skills)):
-            tuned = None
-            with changed(place):
-                base_after = self._score(after[place], drawn.ids)
-                if both:
-                    name = f"after {self.skills[place].label}"
-                    tuned = self._draw(after[place], self._questions, self.samples // 2, name)
-            first = Draws(drawn.log_prob, base_after, drawn.correct)
-            second = None
-            if tuned is not None:
-                tuned_before = self._score(prompts, tuned.ids)
-                second = Draws(tuned_before, tuned.log_prob, tuned.correct)
-            estimates.append(self._estimates(place, first, second))
+            made = self._row(place, drawn, changed(place), after[place])
+            estimates.append(self._estimates(place, made))
         return self._result(how, drawn.correct.mean(1), estimates)
 
-    def _estimates(self, place: int, base: Draws, tuned: Draws | None) -> list[Estimate]:
-        found = []
+    def _before(self) -> _Drawn:
+        both = needs_both(self.estimator)
+        count = self.samples - self.samples // 2 if both else self.samples
+        prompts = [question.prompt for question in self._questions]
+        return self._draw(prompts, self._questions, count, "before")
+
+    def _row(self, place: int, drawn: _Drawn, changed: Any, after: Sequence[Ids]) -> RowDraws:
+        """Score draws of the law before under the law after, and the other way round."""
+        tuned = None
+        with changed:
+            base_after = self._score(after, drawn.ids)
+            if needs_both(self.estimator):
+                name = f"after {self.skills[place].label}"
+                tuned = self._draw(after, self._questions, self.samples // 2, name)
+        base = Draws(drawn.log_prob, base_after, drawn.correct)
+        if tuned is None:
+            return RowDraws(base, None)
+        tuned_before = self._score([q.prompt for q in self._questions], tuned.ids)
+        return RowDraws(base, Draws(tuned_before, tuned.log_prob, tuned.correct))
+
+    def _estimates(self, place: int, made: RowDraws) -> list[Estimate]:
+        found, (base, tuned) = [], made
         for asked, rows in enumerate(self._places()):
             part = Draws(base.before[rows], base.after[rows], base.correct[rows])
             other = tuned and Draws(tuned.before[rows], tuned.after[rows], tuned.correct[rows])
-            made = estimate(self.estimator, part, other)
+            cell = estimate(self.estimator, part, other)
             where = f"row {self.skills[place].label!r}, column {self.skills[asked].label!r}"
-            check_ess(self.estimator, made.ess, where)
-            found.append(made)
+            check_ess(self.estimator, cell.ess, where)
+            found.append(cell)
         return found
 
     def _places(self) -> list[NDArray[np.int64]]:

@@ -19,7 +19,7 @@ from trialrun.blocks.bytelm import Schedule, Shape, make_model, train
 from trialrun.core.seeds import rng
 from trialrun.evaluation.ntkeval import Example, Skill
 
-MODULUS = 10
+MODULUS = 7
 ALPHABET = "0123456789+-=?<>pm:;."
 END = "."
 BETWEEN = ";"
