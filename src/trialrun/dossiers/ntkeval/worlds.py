@@ -69,14 +69,19 @@ def all_pairs(cells: Cells) -> list[Pair]:
 def make_skills(
     cells: Cells, *, train: int, test: int, seed: int, random_answers: bool = False
 ) -> dict[tuple[str, str], Skill]:
-    """Return the four cells, trained on or shown with some operands and asked others.
+    """Return the four cells, each with the same operands.
 
-    Operands are the same for all four. With ``random_answers`` the examples to train on or to show
+    Where questions tell their operation, a cell is asked what it is trained on: the change is that
+    of a continued training on one cell alone, and only the very same cell has seen its questions.
+    Where the operation is hidden, examples have other operands than questions do, since an example
+    of the same operands in the other notation would give the answer away. With ``random_answers`` the examples to train on or to show
     have a wrong answer in the right notation; questions keep the right one.
     """
     pairs = all_pairs(cells)
     order = rng(seed, "operands").permutation(len(pairs))
     taught, asked = ([pairs[i] for i in part] for part in np.split(order[: train + test], [train]))
+    if cells is TOLD:
+        taught = asked
     made = {}
     for cell in cells:
         shown = [example(cells, cell, pair) for pair in taught]
