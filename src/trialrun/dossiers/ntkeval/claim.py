@@ -16,7 +16,7 @@ from trialrun.dossiers.ntkeval import _own
 from trialrun.dossiers.ntkeval._errors import ANSWER_TOKENS, SIZES, relative_errors, save_truth
 from trialrun.dossiers.ntkeval.sizes import BUDGETS, sizes_of
 from trialrun.dossiers.ntkeval.worlds import (
-    BETWEEN,
+    END,
     HIDDEN,
     TOLD,
     Cells,
@@ -81,7 +81,7 @@ def _prepare_hidden(ctx: Context, folder: Path) -> None:
     )
     for random_answers, name in KERNELS.items():
         probe = _probe(ctx, host, HIDDEN, random_answers=random_answers)
-        probe.kernel_icl(sizes.shots, separator=BETWEEN).to_json(folder / name)
+        probe.kernel_icl(sizes.shots, separator=END).to_json(folder / name)
 
 
 def _error(ctx: Context, *, arm: str, sizes: tuple[float, ...]) -> Measurement:

@@ -39,12 +39,12 @@ class Sizes(Budget):
     own: Own
     train: int = 20
     test: int = 24
-    shots: int = 5
+    shots: int = 3
     samples: int = 64
 
 
 _TOLD = Shape(layers=2, width=64, heads=2, length=32, vocabulary=len(ALPHABET))
-_HIDDEN = Shape(layers=2, width=64, heads=4, length=64, vocabulary=len(ALPHABET))
+_HIDDEN = Shape(layers=2, width=64, heads=2, length=64, vocabulary=len(ALPHABET))
 _BIG = Shape(layers=8, width=512, heads=8, length=128, vocabulary=len(ALPHABET))
 _STEP = GradientStep(rate=1e-3, steps=10, batch=None, optimiser="adamw")
 
@@ -77,7 +77,7 @@ BUDGETS = {
         told_shape=_TOLD,
         told=Schedule(steps=200, batch=64),
         hidden_shape=_HIDDEN,
-        hidden=Schedule(steps=400, batch=32),
+        hidden=Schedule(steps=300, batch=32),
         step=_STEP,
         repeats=12,
         own=Own(train=16, test=4, samples=8, steps=4, shots=2),
@@ -88,7 +88,7 @@ BUDGETS = {
         told_shape=_TOLD,
         told=Schedule(steps=200, batch=64),
         hidden_shape=_HIDDEN,
-        hidden=Schedule(steps=1500, batch=64),
+        hidden=Schedule(steps=600, batch=32),
         step=_STEP,
         repeats=64,
         own=Own(train=32, test=16, samples=16, steps=8, shots=4),

@@ -1,12 +1,12 @@
 """Small worlds in which everything about the kernel can be computed.
 
-Two operations on digits, plus and minus modulo ``MODULUS``, in two notations. In the told world the
-question names its operation; in the hidden world only worked examples before it do.
+Two operations on digits below ``MODULUS`` in two notations. In the told world the question names
+its operation, plus or minus modulo ``MODULUS``; in the hidden world, where the operation is to take
+the larger or the smaller, only worked examples before the question tell it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,8 @@ from trialrun.core.seeds import rng
 from trialrun.evaluation.ntkeval import Example, Skill
 
 MODULUS = 7
-ALPHABET = "0123456789+-=?<>pm:;."
+ALPHABET = "0123456789+-=?<>pm:."
 END = "."
-BETWEEN = ";"
-OPERATIONS = ("add", "subtract")
-NOTATIONS = ("infix", "prefix")
 TOLD = {
     ("add", "infix"): "{a}+{b}=",
     ("subtract", "infix"): "{a}-{b}=",
@@ -33,7 +30,7 @@ TOLD = {
 }
 HIDDEN = {
     (operation, notation): form
-    for operation in OPERATIONS
+    for operation in ("larger", "smaller")
     for notation, form in (("infix", "{a}?{b}="), ("prefix", "<{a}{b}>"))
 }
 Cells = dict[tuple[str, str], str]
@@ -47,10 +44,12 @@ def make_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END)
 
 
-def answer_to(operation: str, pair: Pair, modulus: int = MODULUS) -> str:
+def answer_to(operation: str, pair: Pair) -> str:
     """Return the right answer to an operation on two digits."""
     a, b = pair
-    return str((a + b if operation == "add" else a - b) % modulus)
+    if operation in ("larger", "smaller"):
+        return str(max(pair) if operation == "larger" else min(pair))
+    return str((a + b if operation == "add" else a - b) % MODULUS)
 
 
 def example(cells: Cells, cell: tuple[str, str], pair: Pair, answer: str = "") -> Example:
@@ -63,7 +62,7 @@ def example(cells: Cells, cell: tuple[str, str], pair: Pair, answer: str = "") -
 def all_pairs(cells: Cells) -> list[Pair]:
     """Return the operands; where the operation is hidden, only those that can tell it apart."""
     pairs = [(a, b) for a in range(MODULUS) for b in range(MODULUS)]
-    return pairs if cells is TOLD else [(a, b) for a, b in pairs if (2 * b) % MODULUS]
+    return pairs if cells is TOLD else [(a, b) for a, b in pairs if a != b]
 
 
 def make_skills(
@@ -74,8 +73,10 @@ def make_skills(
     Where questions tell their operation, a cell is asked what it is trained on: the change is that
     of a continued training on one cell alone, and only the very same cell has seen its questions.
     Where the operation is hidden, examples have other operands than questions do, since an example
-    of the same operands in the other notation would give the answer away. With ``random_answers`` the examples to train on or to show
-    have a wrong answer in the right notation; questions keep the right one.
+    of the same operands in the other notation would give the answer away.
+
+    With ``random_answers`` the examples to train on or to show have a wrong answer in the right
+    notation; questions keep the right one.
     """
     pairs = all_pairs(cells)
     order = rng(seed, "operands").permutation(len(pairs))
@@ -104,10 +105,9 @@ def _sequences(cells: Cells, shots: int, seed: int) -> Any:
     """Return a function that draws texts of examples as tokens: one cell a text."""
     place = {c: i for i, c in enumerate(ALPHABET)}
     pairs, kinds = all_pairs(cells), list(cells)
-    close = END if shots == 1 else BETWEEN
     texts = [
         [
-            [place[c] for c in example(cells, kind, pair).prompt + answer_to(kind[0], pair) + close]
+            [place[c] for c in example(cells, kind, pair).prompt + answer_to(kind[0], pair) + END]
             for pair in pairs
         ]
         for kind in kinds
@@ -118,9 +118,7 @@ def _sequences(cells: Cells, shots: int, seed: int) -> Any:
     def batch(size: int) -> Tensor:
         kind = draw.integers(0, len(kinds), size=size)
         chosen = draw.integers(0, len(pairs), size=(size, shots))
-        rows = table[kind[:, None], chosen].reshape(size, -1).copy()
-        rows[:, -1] = place[END]
-        return torch.from_numpy(rows)
+        return torch.from_numpy(table[kind[:, None], chosen].reshape(size, -1))
 
     return batch
 
@@ -145,8 +143,3 @@ def make_host(
     width = batch(1).shape[1] // shots
     train(model, batch, schedule, device=device, weigh=_on_answers(width))
     return model
-
-
-def describe(skills: dict[tuple[str, str], Skill]) -> Sequence[str]:
-    """Return the labels of skills, in order."""
-    return [skill.label for skill in skills.values()]
