@@ -302,8 +302,8 @@ def test_linear_prediction_is_what_small_steps_approach():
 
 def test_linear_prediction_from_draws_comes_near_the_exact_one():
     exact = probe_of(estimator="exact").linear("add", "add", rate=1.0)
-    drawn = probe_of(samples=2000).linear("add", "add", rate=1.0)
-    assert drawn.mean == pytest.approx(exact.mean, rel=0.15)
+    drawn = [probe_of(samples=4000, seed=s).linear("add", "add", rate=1.0).mean for s in range(6)]
+    assert np.mean(drawn) == pytest.approx(exact.mean, rel=0.2)
 
 
 # Leaving no trace.
@@ -381,7 +381,7 @@ def test_adapters_of_the_users_own_come_off_as_well():
                 if "lora_B" in name:
                     weight.add_(0.1)
 
-    assert np.abs(probe_of(model).kernel(train).mean).max() > 0
+    assert np.abs(probe_of(model, estimator="exact").kernel(train).mean).max() > 0
     assert_untouched(model, before)
 
 
