@@ -97,7 +97,7 @@ def directional_change(
             def log_probs(w: dict[str, Tensor], part: list[TokenPair] = part) -> Tensor:
                 return pair_log_probs(_At(model, w), part, lesson.pad)
 
-            value, slope = jvp(log_probs, (weights,), (direction,))
+            value, slope = jvp(log_probs, (weights,), (direction,))[:2]
             values.append(value.detach().double().cpu())
             slopes.append(slope.detach().double().cpu())
     value, slope = torch.cat(values).numpy(), torch.cat(slopes).numpy()

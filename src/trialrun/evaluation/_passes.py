@@ -108,7 +108,8 @@ class Reader:
         self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]
     ) -> list[NDArray[np.float64]]:
         """Return the log-probability of every answer to every prompt, in nats."""
-        rows, index = [], []
+        rows: list[_Row] = []
+        index: list[list[int]] = []
         for p, given in enumerate(answers):
             places: dict[Ids, int] = {}
             for ids in given:
@@ -120,8 +121,9 @@ class Reader:
         found = np.zeros(len(rows))
         with at_rest(self.model):
             for batch in self._batches(prompts, rows):
-                ids = [wanted[row.place] for row in batch]
-                found[[row.place for row in batch]] = self._score(self._read(prompts, batch), ids)
+                texts = [wanted[row.place] for row in batch]
+                scored = self._score(self._read(prompts, batch), texts)
+                found[[row.place for row in batch]] = scored
         return [found[places] for places in index]
 
     def _batches(

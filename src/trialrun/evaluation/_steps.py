@@ -234,8 +234,8 @@ def _put_back(saved: _Saved) -> None:
             holder = attributes[name]
             holder.clear()
             holder.update(content)
-        vars(thing).clear()
-        vars(thing).update(attributes)
+        thing.__dict__.clear()
+        thing.__dict__.update(attributes)
 
 
 @contextmanager

@@ -27,10 +27,12 @@ from trialrun.evaluation.ntkeval import (
     left_untouched,
 )
 
-SIZES = (0.005, 0.05, 0.5, 1.5)
+SIZES = (0.005, 0.05, 0.5, 1.0)
 """How far answers move, in nats: the mean over prompts of KL(after | before)."""
 ANSWER_TOKENS = 2
-_LARGEST_SCALE = 64.0
+_LARGEST_SCALE = 8.0
+_HALVINGS = 14
+_BATCH_TOKENS = 65536
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def find_scale(
         low, high = high, 2 * high
         if high > _LARGEST_SCALE:
             return high
-    for _ in range(24):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if moved(middle) < size else (low, middle)
     return (low + high) / 2
@@ -155,6 +157,7 @@ def relative_errors(
                 estimator=name,
                 tokenizer=make_tokenizer(),
                 max_new_tokens=ANSWER_TOKENS,
+                batch_tokens=_BATCH_TOKENS,
                 seed=split(seed, "repeat", repeat) % 2**32,
             )
             made = (

@@ -20,11 +20,17 @@ from trialrun.dossiers.ntkeval.worlds import (
     HIDDEN,
     TOLD,
     Cells,
-    make_host,
+    make_hidden_host,
     make_skills,
     make_tokenizer,
+    make_told_host,
 )
 from trialrun.evaluation.ntkeval import KernelResult, NTKEval, Skill
+
+PART_OF_THE_WAY = 0.4
+GUESSING = 0.13
+"""Probabilities of a right answer at which a told host's training stops. At the lower one it knows
+what an answer looks like and guesses: one in seven is right."""
 
 KERNELS = {False: "kernel.json", True: "kernel-random-answers.json"}
 
@@ -57,13 +63,26 @@ def _prepare_told(ctx: Context, folder: Path) -> None:
         _prepare_own(ctx, folder, "tuning")
         return
     sizes = sizes_of(ctx)
-    host = make_host(TOLD, sizes.told_shape, sizes.told, shots=1, seed=ctx.seed, device=ctx.device)
+    host = _told_host(ctx, PART_OF_THE_WAY)
     for random_answers, name in KERNELS.items():
         probe = _probe(ctx, host, TOLD, random_answers=random_answers)
         probe.kernel(sizes.step).to_json(folder / name)
-    save_model(host, folder / "host")
+    guessing = _told_host(ctx, GUESSING)
+    save_model(guessing, folder / "host")
     skill = _skills(ctx, TOLD, random_answers=False)["add", "infix"]
-    save_truth(host, skill, sizes.step, folder)
+    save_truth(guessing, skill, sizes.long_step, folder)
+
+
+def _told_host(ctx: Context, wanted: float) -> Any:
+    sizes = sizes_of(ctx)
+    return make_told_host(
+        sizes.told_shape,
+        sizes.told,
+        most=sizes.told_rounds,
+        wanted=wanted,
+        seed=ctx.seed,
+        device=ctx.device,
+    )
 
 
 def _prepare_hidden(ctx: Context, folder: Path) -> None:
@@ -71,8 +90,7 @@ def _prepare_hidden(ctx: Context, folder: Path) -> None:
         _prepare_own(ctx, folder, "in context")
         return
     sizes = sizes_of(ctx)
-    host = make_host(
-        HIDDEN,
+    host = make_hidden_host(
         sizes.hidden_shape,
         sizes.hidden,
         shots=sizes.shots + 1,

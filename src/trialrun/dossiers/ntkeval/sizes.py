@@ -25,9 +25,11 @@ class Own:
 class Sizes(Budget):
     """Settings of a run.
 
-    ``told`` and ``hidden`` train the hosts of the two worlds; ``train`` and ``test`` count operands
-    a cell; ``step`` is the tuning; ``shots`` stand before a question, within ``shots`` + 1 examples
-    of the hidden host's training texts; ``repeats`` and ``samples`` are of the estimators.
+    ``told`` (a round of up to ``told_rounds``) and ``hidden`` train the hosts of the two worlds;
+    ``train`` and ``test`` count operands a cell; ``step`` is the tuning; ``long_step`` is the
+    training on the way to whose end answers move by a given size; ``shots`` stand before a
+    question, one fewer than the hidden host's training texts hold; ``repeats`` and ``samples`` are
+    of the estimators.
     """
 
     told_shape: Shape
@@ -35,8 +37,10 @@ class Sizes(Budget):
     hidden_shape: Shape
     hidden: Schedule
     step: GradientStep
+    long_step: GradientStep
     repeats: int
     own: Own
+    told_rounds: int = 40
     train: int = 20
     test: int = 24
     shots: int = 3
@@ -46,7 +50,8 @@ class Sizes(Budget):
 _TOLD = Shape(layers=2, width=64, heads=2, length=32, vocabulary=len(ALPHABET))
 _HIDDEN = Shape(layers=2, width=64, heads=2, length=64, vocabulary=len(ALPHABET))
 _BIG = Shape(layers=8, width=512, heads=8, length=128, vocabulary=len(ALPHABET))
-_STEP = GradientStep(rate=1e-3, steps=10, batch=None, optimiser="adamw")
+_STEP = GradientStep(rate=1e-3, steps=10, optimiser="adamw")
+_LONG_STEP = GradientStep(rate=1e-3, steps=60, optimiser="adamw")
 
 
 def sizes_of(ctx: Context) -> Sizes:
@@ -60,9 +65,11 @@ BUDGETS = {
         seeds=2,
         told_shape=Shape(layers=1, width=16, heads=1, length=32, vocabulary=len(ALPHABET)),
         told=Schedule(steps=5, batch=16),
+        told_rounds=1,
         hidden_shape=Shape(layers=1, width=16, heads=1, length=64, vocabulary=len(ALPHABET)),
         hidden=Schedule(steps=5, batch=16),
         step=GradientStep(rate=1e-3, steps=2, optimiser="adamw"),
+        long_step=GradientStep(rate=1e-3, steps=4, optimiser="adamw"),
         repeats=2,
         train=5,
         test=4,
@@ -75,31 +82,34 @@ BUDGETS = {
         seeds=3,
         first_seed=50,
         told_shape=_TOLD,
-        told=Schedule(steps=200, batch=64),
+        told=Schedule(steps=20, batch=64),
         hidden_shape=_HIDDEN,
         hidden=Schedule(steps=300, batch=32),
         step=_STEP,
-        repeats=12,
+        long_step=_LONG_STEP,
+        repeats=8,
         own=Own(train=16, test=4, samples=8, steps=4, shots=2),
     ),
     "full": Sizes(
         seeds=5,
         first_seed=100,
         told_shape=_TOLD,
-        told=Schedule(steps=200, batch=64),
+        told=Schedule(steps=20, batch=64),
         hidden_shape=_HIDDEN,
         hidden=Schedule(steps=600, batch=32),
         step=_STEP,
-        repeats=64,
+        long_step=_LONG_STEP,
+        repeats=32,
         own=Own(train=32, test=16, samples=16, steps=8, shots=4),
     ),
     "gpu": Sizes(
         seeds=5,
         told_shape=_BIG,
-        told=Schedule(steps=200, batch=256, rate=1e-3),
+        told=Schedule(steps=20, batch=256, rate=1e-3),
         hidden_shape=_BIG,
         hidden=Schedule(steps=3000, batch=256, rate=1e-3),
         step=GradientStep(rate=1e-4, steps=10, optimiser="adamw"),
+        long_step=GradientStep(rate=1e-4, steps=60, optimiser="adamw"),
         repeats=200,
         own=Own(train=64, test=32, samples=64, steps=16, shots=4),
     ),

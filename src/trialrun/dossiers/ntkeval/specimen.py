@@ -62,7 +62,10 @@ def _mirrored(seed: int) -> tuple[Any, Any]:
 
 def _draws(seed: int) -> dict[str, Any]:
     draw = rng(seed, "draws")
-    made = [Draws(*draw.normal(size=(2, 3, 8)), draw.random((3, 8)) < 0.5) for _ in range(2)]
+    made = []
+    for _ in range(2):
+        before, after = draw.normal(size=(2, 3, 8))
+        made.append(Draws(before, after, draw.random((3, 8)) < 0.5))
     return {"name": "mixture", "base": made[0], "tuned": made[1]}
 
 

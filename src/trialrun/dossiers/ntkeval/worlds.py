@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trialrun.blocks.bytelm import Schedule, Shape, make_model, train
+from trialrun.blocks.bytelm import Batch, Schedule, Shape, make_model, train
 from trialrun.core.seeds import rng
 from trialrun.evaluation.ntkeval import Example, Skill
 
@@ -40,7 +41,7 @@ Pair = tuple[int, int]
 def make_tokenizer() -> Any:
     """Return a tokenizer with one token for each character of the worlds."""
     words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, END))
-    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END)
 
 
@@ -101,23 +102,25 @@ def wrong_answer(right: str, draw: np.random.Generator) -> str:
     return str((int(right) + int(draw.integers(1, MODULUS))) % MODULUS)
 
 
-def _sequences(cells: Cells, shots: int, seed: int) -> Any:
-    """Return a function that draws texts of examples as tokens: one cell a text."""
+def _table(cells: Cells) -> NDArray[np.int64]:
+    """Return every example with its answer and end: (cells, operands, characters)."""
     place = {c: i for i, c in enumerate(ALPHABET)}
-    pairs, kinds = all_pairs(cells), list(cells)
     texts = [
-        [
-            [place[c] for c in example(cells, kind, pair).prompt + answer_to(kind[0], pair) + END]
-            for pair in pairs
-        ]
-        for kind in kinds
+        [example(cells, cell, pair).prompt + answer_to(cell[0], pair) + END for pair in pairs]
+        for cell in cells
+        for pairs in (all_pairs(cells),)
     ]
-    table = np.array(texts)  # (cells, pairs, characters); both notations are equally long
+    return np.array([[[place[c] for c in text] for text in row] for row in texts])
+
+
+def _sequences(cells: Cells, shots: int, seed: int) -> Batch:
+    """Return a function that draws texts of examples as tokens: one cell a text."""
+    table = _table(cells)
     draw = rng(seed, "sequences")
 
     def batch(size: int) -> Tensor:
-        kind = draw.integers(0, len(kinds), size=size)
-        chosen = draw.integers(0, len(pairs), size=(size, shots))
+        kind = draw.integers(0, len(table), size=size)
+        chosen = draw.integers(0, table.shape[1], size=(size, shots))
         return torch.from_numpy(table[kind[:, None], chosen].reshape(size, -1))
 
     return batch
@@ -133,13 +136,49 @@ def _on_answers(width: int) -> Any:
     return weigh
 
 
-def make_host(
-    cells: Cells, shape: Shape, schedule: Schedule, *, shots: int, seed: int, device: str = "cpu"
+def make_hidden_host(
+    shape: Shape, schedule: Schedule, *, shots: int, seed: int, device: str = "cpu"
 ) -> LlamaForCausalLM:
-    """Train a model on texts of ``shots`` examples of one cell; one shot is a bare question."""
+    """Train a model on texts of ``shots`` examples of one hidden operation in one notation."""
+    model = _make_model(shape, seed)
+    batch = _sequences(HIDDEN, shots, seed)
+    weigh = _on_answers(batch(1).shape[1] // shots)
+    train(model, batch, schedule, device=device, weigh=weigh)
+    return model
+
+
+def make_told_host(
+    shape: Shape,
+    round_: Schedule,
+    *,
+    most: int,
+    wanted: float,
+    seed: int,
+    device: str = "cpu",
+) -> LlamaForCausalLM:
+    """Train a model on bare questions until it is part of the way.
+
+    Rounds of ``round_`` follow one another, at most ``most``, until the probability of the right
+    answer is ``wanted`` on average: a fixed number of steps leaves one seed's model knowing nothing
+    and another's everything.
+    """
+    model = _make_model(shape, seed)
+    batch = _sequences(TOLD, 1, seed)
+    every = _table(TOLD).reshape(-1, batch(1).shape[1])
+    for _ in range(most):
+        train(model, batch, round_, device=device, weigh=_on_answers(every.shape[1]))
+        if _knows(model, torch.from_numpy(every).to(model.device)) >= wanted:
+            break
+    return model
+
+
+@torch.no_grad()
+def _knows(model: LlamaForCausalLM, texts: Tensor) -> float:
+    logits = model(input_ids=texts[:, :-1]).logits[:, -2:].float().log_softmax(-1)
+    return float(logits.gather(2, texts[:, -2:, None]).sum((1, 2)).exp().mean())
+
+
+def _make_model(shape: Shape, seed: int) -> LlamaForCausalLM:
     model = make_model(shape, seed=seed)
     model.config.eos_token_id = model.generation_config.eos_token_id = ALPHABET.index(END)
-    batch = _sequences(cells, shots, seed)
-    width = batch(1).shape[1] // shots
-    train(model, batch, schedule, device=device, weigh=_on_answers(width))
     return model
