@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
     "mbml_stream.py": "likeliest switch before symbol 15",
+    "ntkeval_kernel.py": "the model is as it was, bit for bit: True",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
 
