@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,9 +43,9 @@ class _Prefix(NamedTuple):
     """Read prompts: their cache, mask, next positions and last logits, one row for each answer."""
 
     cache: Any
-    mask: Tensor
-    position: Tensor
-    logits: Tensor
+    mask: Int[Tensor, "rows places"]
+    position: Int[Tensor, " rows"]
+    logits: Float[Tensor, "rows vocabulary"]
 
     def rows(self, kept: Tensor) -> _Prefix:
         self.cache.batch_select_indices(kept)
@@ -223,7 +224,9 @@ class Reader:
         return [Answer(tuple(ids), float(value)) for ids, value in zip(drawn, total)]
 
 
-def _choose(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def _choose(
+    logits: Float[Tensor, "rows vocabulary"], uniforms: Float[Tensor, " rows"]
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Invert the distribution function at each row's number: the first token that passes it."""
     running = logits.double().softmax(1).cumsum(1)
     token = torch.searchsorted(running, (uniforms * running[:, -1])[:, None], right=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from trialrun.core.errors import UsageError
@@ -44,7 +46,7 @@ class Lesson:
 Train = Callable[[Any, Lesson], Any]
 
 
-def answer_loss(model: Any, pairs: Sequence[TokenPair], pad: int) -> Tensor:
+def answer_loss(model: Any, pairs: Sequence[TokenPair], pad: int) -> Float[Tensor, ""]:
     """Return the mean over examples of -log p(answer | prompt), in nats, with its gradient.
 
     Examples
@@ -57,7 +59,7 @@ def answer_loss(model: Any, pairs: Sequence[TokenPair], pad: int) -> Tensor:
     return -pair_log_probs(model, pairs, pad).mean()
 
 
-def pair_log_probs(model: Any, pairs: Sequence[TokenPair], pad: int) -> Tensor:
+def pair_log_probs(model: Any, pairs: Sequence[TokenPair], pad: int) -> Float[Tensor, " pairs"]:
     """Return log p(answer | prompt) of every pair, (pairs,), with its gradient."""
     size = max(len(pair.prompt) + len(pair.answer) for pair in pairs)
     device = device_of(model)
@@ -205,7 +207,9 @@ class LoRAStep(_Step):
             lora_dropout=0.0,
             target_modules=targets,
         )
-        with torch.random.fork_rng(devices=_cuda_devices(model)):
+        with torch.random.fork_rng(devices=_cuda_devices(model)), warnings.catch_warnings():
+            # peft still asks the host for settings by names that transformers is giving up.
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(split(lesson.seed, "adapters"))
             peft.get_peft_model(model, config)
         _descend(model, [w for w in model.parameters() if w.requires_grad], lesson, self)
