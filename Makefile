@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FIRST := d3g rerope mbml
-TYPED := trialrun.attention,trialrun.sequence,trialrun.shift,trialrun.pretraining,trialrun.blocks,beartype.beartype
+TYPED := trialrun.attention,trialrun.sequence,trialrun.shift,trialrun.pretraining,trialrun.evaluation,trialrun.blocks,beartype.beartype
 
 # One thread per process: tests and checks already run one process per core.
 export OMP_NUM_THREADS := 1
@@ -45,7 +45,7 @@ $(VENV)/bin/python:
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), once"
-	$(PIP) -e '.[attention,sequence,shift,data,plots]'
+	$(PIP) -e '.[attention,sequence,shift,evaluation,data,plots]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -1,0 +1,1 @@
+"""The evaluation family: measuring what a model can do, and what changes it."""
