@@ -17,8 +17,8 @@ def list_packs() -> int:
     """List every pack with its size, licence and whether it is here."""
     for pack in PACKS.values():
         state = "here" if is_present(pack.name) else f"missing: {pull_command(pack.name)}"
-        print(f"{pack.name:<9} {pack.megabytes:>6.1f} MB  {pack.what}")
-        print(f"{'':<9} {'':>9}  licence {pack.licence}; {state}")
+        print(f"{pack.name:<14} {pack.megabytes:>6.1f} MB  {pack.what}")
+        print(f"{'':<14} {'':>9}  licence {pack.licence}; {state}")
     return 0
 
 
