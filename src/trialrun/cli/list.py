@@ -36,10 +36,13 @@ def list_methods(*, lang: Literal["en", "zh"] = "en", json: bool = False) -> int
         ]
         print(json_module.dumps(rows, ensure_ascii=False, indent=2))
         return 0
-    wide = max((len(card.slug) for card in cards), default=4)
+    wide, family, kind = (
+        max((len(getattr(card, field)) for card in cards), default=0)
+        for field in ("slug", "family", "kind")
+    )
     for card in cards:
         mark = " (draft)" if card.draft else ""
-        print(f"{card.slug:{wide}}  {card.family:<10} {card.kind:<9}  {card.title[lang]}{mark}")
+        print(f"{card.slug:{wide}}  {card.family:{family}}  {card.kind:{kind}}  {card.title[lang]}{mark}")
         print(f"{'':{wide}}  {card.idea[lang]}")
         print(f"{'':{wide}}  claims: {', '.join(claim.id for claim in card.claims)}")
     print(f"{len(cards)} methods. Next: trialrun show SLUG, trialrun check SLUG", file=sys.stderr)
