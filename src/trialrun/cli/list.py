@@ -42,7 +42,8 @@ def list_methods(*, lang: Literal["en", "zh"] = "en", json: bool = False) -> int
     )
     for card in cards:
         mark = " (draft)" if card.draft else ""
-        print(f"{card.slug:{wide}}  {card.family:{family}}  {card.kind:{kind}}  {card.title[lang]}{mark}")
+        place = f"{card.family:{family}}  {card.kind:{kind}}"
+        print(f"{card.slug:{wide}}  {place}  {card.title[lang]}{mark}")
         print(f"{'':{wide}}  {card.idea[lang]}")
         print(f"{'':{wide}}  claims: {', '.join(claim.id for claim in card.claims)}")
     print(f"{len(cards)} methods. Next: trialrun show SLUG, trialrun check SLUG", file=sys.stderr)
