@@ -18,12 +18,14 @@ from trialrun.evaluation._estimators import (
     Draws,
     Estimate,
     check_ess,
+    check_reach,
     estimate,
     needs_both,
     over_prompts,
 )
 from trialrun.evaluation._kernel import KernelResult
 from trialrun.evaluation._passes import Answer, Reader, is_half
+from trialrun.evaluation._settings import check_in_place
 from trialrun.evaluation._skills import Checker, Example, Skill, is_right
 from trialrun.evaluation._steps import Lesson, Train, left_untouched
 
@@ -95,7 +97,8 @@ class Measuring:
             self._encoder.pair(example.prompt, right, skill.label)
             for right in example.right_answers
         ]
-        answers = tuple(dict.fromkeys(pair.answer for pair in pairs))
+        ended = (ids for pair in pairs for ids in self._encoder.endings(pair))
+        answers = tuple(dict.fromkeys(ended))
         return _Question(place, example, pairs[0].prompt, answers)
 
     def told(self, shots: int, separator: str) -> list[list[Ids]]:
@@ -152,7 +155,7 @@ class Measuring:
         keeps = bool(getattr(train, "keeps_weights", False))
         with left_untouched(self.model, keeps_weights=keeps):
             torch.manual_seed(lesson.seed)
-            train(self.model, lesson)
+            check_in_place(self.model, train(self.model, lesson))
             yield
 
     def measure(
@@ -204,6 +207,7 @@ class Measuring:
             cell = estimate(self.estimator, part, other)
             where = f"row {self.skills[place].label!r}, column {self.skills[asked].label!r}"
             check_ess(self.estimator, cell.ess, where)
+            check_reach(self.estimator, part.ratio, where)
             found.append(cell)
         return found
 

@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
-from trialrun.core.shapes import check_range
 from trialrun.evaluation._encoding import Encoder, TokenPair
 from trialrun.evaluation._estimators import (
     ESS_FLOOR,
@@ -42,7 +41,7 @@ from trialrun.evaluation._estimators import (
 from trialrun.evaluation._kernel import KernelResult, Specificity, TwoWay
 from trialrun.evaluation._linear import LinearPrediction, directional_change
 from trialrun.evaluation._measuring import Measuring, RowDraws
-from trialrun.evaluation._settings import check_parts, check_settings
+from trialrun.evaluation._settings import check_parts, check_rate, check_settings, check_whole
 from trialrun.evaluation._skills import Checker, Example, Skill, exact_match, read_skills
 from trialrun.evaluation._steps import (
     GradientStep,
@@ -51,6 +50,7 @@ from trialrun.evaluation._steps import (
     Train,
     answer_loss,
     left_untouched,
+    step_of,
 )
 
 __all__ = [
@@ -188,7 +188,7 @@ class NTKEval:
             If a weighting estimator's effective sample size is too small, or training left weights
             that give no finite probabilities.
         """
-        step = LoRAStep() if train is None else train
+        step = step_of(train)
         lessons = [self._measuring.lesson(skill) for skill in self.skills]
 
         def trained(place: int) -> Any:
@@ -217,7 +217,7 @@ class NTKEval:
         ValueError
             If there are fewer examples than shots, or a prompt grows too long.
         """
-        check_range("shots", shots, low=1)
+        check_whole("shots", shots, low=1)
         told = self._measuring.told(shots, separator)
         return self._measuring.measure("in context", lambda _: nullcontext(), told)
 
@@ -241,7 +241,7 @@ class NTKEval:
         if self.estimator == "exact":
             raise UsageError("draws needs an estimator that draws, got 'exact': use 'mixture'")
         measuring, skill = self._measuring, self._measuring.skill(trained)
-        changed = measuring.trained(LoRAStep() if train is None else train, measuring.lesson(skill))
+        changed = measuring.trained(step_of(train), measuring.lesson(skill))
         place = self.skills.index(skill)
         return measuring.row(place, measuring.before(), changed, measuring.prompts)
 
@@ -264,6 +264,7 @@ class NTKEval:
         ValueError
             If no skill has the label.
         """
+        check_rate(rate)
         taught = self._measuring.skill(trained)
         pairs, correct = self._measuring.judged(self._measuring.skill(asked))
         return directional_change(
