@@ -101,7 +101,7 @@ class NTKEval:
         ``exact`` sums the probabilities of ``Example.right_answers`` and draws nothing; of each
         answer it counts the tokens that the tokenizer gives, not other spellings in tokens.
         ``importance`` and ``self-normalised`` refuse to answer where their effective sample size
-        falls below 0.2 of the draws.
+        falls below 0.2 of the draws, or their mean weight, which should be 1, below 0.2.
     tokenizer : transformers tokenizer
         With an end token; padding is masked, so a pad token is not needed.
     max_new_tokens : int, at least 1
@@ -185,8 +185,8 @@ class NTKEval:
         Raises
         ------
         ValueError
-            If a weighting estimator's effective sample size is too small, or training left weights
-            that give no finite probabilities.
+            If a weighting estimator's draws reach too little, training left weights that give no
+            finite probabilities, or ``train`` returned another model.
         """
         step = step_of(train)
         lessons = [self._measuring.lesson(skill) for skill in self.skills]
