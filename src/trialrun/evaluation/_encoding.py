@@ -42,6 +42,7 @@ class Encoder:
         config = getattr(model, "config", None)
         longest = getattr(config, "max_position_embeddings", None)
         self.longest = longest if isinstance(longest, int) else None
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
     def prompt(self, text: str, label: str) -> Ids:
         """Return a prompt's tokens, checked to leave room for an answer."""
@@ -66,6 +67,11 @@ class Encoder:
                 f"answer begin with it"
             )
         found = joint[len(before) :]
+        if self.ends.intersection(found):
+            raise UsageError(
+                f"skill {label!r}: the answer {answer[:40]!r} holds a token that ends answers: "
+                f"leave it out, it is added"
+            )
         if len(found) > self.max_new_tokens:
             raise UsageError(
                 f"skill {label!r}: the answer {answer[:40]!r} takes {len(found)} tokens and "
@@ -73,10 +79,20 @@ class Encoder:
             )
         return TokenPair(before, (*found, self.eos)[: self.max_new_tokens])
 
+    def endings(self, pair: TokenPair) -> tuple[Ids, ...]:
+        """Return a pair's answer with every token that may end it, or as it is where it is cut."""
+        if pair.answer[-1] not in self.ends:
+            return (pair.answer,)
+        return tuple((*pair.answer[:-1], end) for end in sorted(self.ends))
+
     def text(self, answer: Ids) -> str:
         """Return what a checker reads: the answer without its end token, nothing else hidden."""
         kept = answer[:-1] if answer and answer[-1] in self.ends else answer
-        return str(self.tokenizer.decode(list(kept), skip_special_tokens=False))
+        return str(
+            self.tokenizer.decode(
+                list(kept), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def _ids(self, text: str) -> Ids:
         ids = tuple(int(i) for i in self.tokenizer(text)["input_ids"])
@@ -86,6 +102,11 @@ class Encoder:
             bare = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             if not len(bare) or bare[-1] not in self.ends:
                 ids = ids[:-1]
+        if ids and max(ids) >= self.vocabulary:
+            raise UsageError(
+                f"tokenizer gives token {max(ids)} for {text[-20:]!r}, and the model's vocabulary "
+                f"has {self.vocabulary}: give the model's own tokenizer, or resize its embeddings"
+            )
         return ids
 
 
@@ -122,6 +143,8 @@ def _with_shots(
             f"shots must be at most the {len(others)} training examples of skill {shown.label!r} "
             f"besides the question, got {shots}: lower shots or give more examples"
         )
+    if not isinstance(separator, str):
+        raise UsageError(f"separator must be text, got {separator!r}")
     order = rng(seed, "shots", shown.label, place).permutation(len(others))[:shots]
     told = [others[int(i)].prompt + others[int(i)].answer for i in order]
     return separator.join([*told, asked.prompt])

@@ -181,3 +181,25 @@ def check_ess(name: str, ess: float, where: str) -> None:
             f"for {where}, below the floor of {ESS_FLOOR}: use estimator='mixture', or a smaller "
             f"training step"
         )
+
+
+def check_reach(name: str, log_weights: Floats, where: str) -> None:
+    """Refuse weights of draws that miss what the law after says.
+
+    Weights are 1 on average where draws reach all of the law after. Where it has left for answers
+    that were never drawn, all are alike small: their effective sample size is high, and tells
+    nothing.
+
+    Raises
+    ------
+    UsageError
+        With the remedy, if a weighting estimator's mean weight is below `ESS_FLOOR`.
+    """
+    peak = float(log_weights.max())
+    mean = float(np.exp(min(0.0, peak + np.log(np.exp(log_weights - peak).mean()))))
+    if name in _CAN_COLLAPSE and mean < ESS_FLOOR:
+        raise UsageError(
+            f"estimator {name!r} drew answers that hold {mean:.3f} of the changed model's "
+            f"probability for {where}, below the floor of {ESS_FLOOR}: use estimator='mixture', or "
+            f"a smaller training step"
+        )

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.core.seeds import rng
-from trialrun.core.shapes import check_range
 from trialrun.evaluation._estimators import MeanError
+from trialrun.evaluation._settings import check_whole
 
 Floats = NDArray[np.float64]
 Factor = tuple[str, str]
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class KernelResult:
         ValueError
             If there are fewer than two skills, or no permutation is asked for.
         """
-        check_range("permutations", permutations, low=1)
+        check_whole("permutations", permutations, low=1)
         size = len(self.labels)
         if size < 2:
             raise UsageError(f"specificity needs at least two skills, got {size}")
@@ -143,7 +144,7 @@ class KernelResult:
         orders = self._orders(permutations, seed)
         tried = np.array([(weights[:, order] * self.mean).sum() for order in orders])
         # Rounding must not make the observed labelling smaller than itself.
-        level = found.mean - 1e-12 * max(1.0, abs(found.mean))
+        level = found.mean - _ROUNDING * float(np.abs(self.mean).max())
         z = found.mean / found.se if found.se else float(np.sign(found.mean)) * np.inf
         return Specificity(found, float(z), float((tried >= level).mean()), len(orders))
 
@@ -178,6 +179,8 @@ class KernelResult:
         shapes = {"skill": by_name, "format": by_form, "cell": by_name * by_form}
         middle = self.mean - self.mean.mean(0) - self.mean.mean(1, keepdims=True)
         middle = middle + self.mean.mean()
+        # Entries that row and column means explain leave rounding, which has no parts.
+        middle[np.abs(middle) <= _ROUNDING * np.abs(self.mean).max()] = 0.0
         total = float((middle**2).sum())
         shares, effects = {}, {}
         for part, shape in shapes.items():

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trialrun.core.errors import NotRunnable
+from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.evaluation._encoding import Encoder, Ids
 
 _LOGITS_AT_ONCE = 2**26
@@ -84,7 +84,10 @@ class Reader:
 
     def __init__(self, model: Any, encoder: Encoder, batch_tokens: int) -> None:
         self.model, self.encoder, self.batch_tokens = model, encoder, batch_tokens
-        self._takes = set(inspect.signature(model.forward).parameters)
+        # Adapters and compilation wrap the model in one whose forward hides what it takes.
+        inner = getattr(model, "_orig_mod", model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        self._takes = set(inspect.signature(inner.forward).parameters)
 
     @torch.no_grad()
     def draw(
@@ -160,6 +163,11 @@ class Reader:
             (mask.long().cumsum(1) - 1).clamp(min=0),
             last_only=True,
         )
+        if getattr(out, "logits", None) is None:
+            raise UsageError(
+                f"{type(self.model).__name__} gives no logits: load the model with its language "
+                f"head, by AutoModelForCausalLM"
+            )
         cache = getattr(out, "past_key_values", None)
         if not hasattr(cache, "batch_select_indices"):
             raise NotRunnable(

@@ -26,12 +26,25 @@ class Example:
         that ``answer`` is the only one.
     data : mapping
         Whatever the checker needs besides.
+
+    Raises
+    ------
+    ValueError
+        If a prompt or an answer is not text, or ``answers`` is one text.
     """
 
     prompt: str
     answer: str
     answers: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("prompt", self.prompt), ("answer", self.answer)):
+            if not isinstance(value, str):
+                raise UsageError(f"Example: {name} must be text, got {value!r}: wrap it in str()")
+        plain = isinstance(self.answers, str) or not isinstance(self.answers, Sequence)
+        if plain or not all(isinstance(right, str) for right in self.answers):
+            raise UsageError(f"Example: answers must be a tuple of texts, got {self.answers!r}")
 
     @property
     def right_answers(self) -> tuple[str, ...]:
@@ -90,6 +103,12 @@ def exact_match(answer: str, example: Example) -> bool:
 def _skill(key: Key, given: Any) -> Skill:
     name, form = key if isinstance(key, tuple) else (key, "")
     if isinstance(given, Skill):
+        for part in (given.train, given.test):
+            if isinstance(part, str | bytes) or not isinstance(part, Sequence):
+                raise UsageError(
+                    f"skills[{key!r}]: train and test must be sequences of Example, got "
+                    f"{type(part).__name__}"
+                )
         return Skill(name, tuple(given.train), tuple(given.test), form or given.form)
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise UsageError(

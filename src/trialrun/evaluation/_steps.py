@@ -15,9 +15,9 @@ from torch import Tensor
 from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.core.seeds import rng, split
-from trialrun.core.shapes import check_range
 from trialrun.evaluation._encoding import TokenPair
 from trialrun.evaluation._passes import at_rest, device_of, wide
+from trialrun.evaluation._settings import check_rate, check_whole
 from trialrun.evaluation._skills import Skill
 
 
@@ -101,9 +101,10 @@ class _Step:
     optimiser: str
 
     def _check(self) -> None:
-        check_range("rate", self.rate, low=0.0)
-        check_range("steps", self.steps, low=0)
-        check_range("batch", self.batch or 1, low=1, unit="examples")
+        check_rate(self.rate)
+        check_whole("steps", self.steps, low=0)
+        if self.batch is not None:
+            check_whole("batch", self.batch, low=1)
         if self.optimiser not in ("sgd", "adamw"):
             raise UsageError(f"optimiser must be sgd or adamw, got {self.optimiser!r}")
 
@@ -194,7 +195,7 @@ class LoRAStep(_Step):
 
     def __post_init__(self) -> None:
         self._check()
-        check_range("rank", self.rank, low=1)
+        check_whole("rank", self.rank, low=1)
 
     def __call__(self, model: Any, lesson: Lesson) -> None:
         """Put adapters into ``model`` and train them on ``lesson``."""
@@ -213,6 +214,13 @@ class LoRAStep(_Step):
             torch.manual_seed(split(lesson.seed, "adapters"))
             peft.get_peft_model(model, config)
         _descend(model, [w for w in model.parameters() if w.requires_grad], lesson, self)
+
+
+def step_of(train: Train | None) -> Train:
+    """Return a training function, checked; `LoRAStep` where None."""
+    if train is not None and not callable(train):
+        raise UsageError(f"train must be a function of model and lesson, got {train!r}")
+    return LoRAStep() if train is None else train
 
 
 def _cuda_devices(model: Any) -> list[torch.device]:
