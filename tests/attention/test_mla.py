@@ -272,7 +272,9 @@ def test_bad_calls_end_in_one_sentence():
         layer(x, [])
     with pytest.raises(ValueError, match="padding must be bool of shape \\(2, 5\\)"):
         layer(x, padding=torch.ones(2, 4, dtype=torch.bool))
-    layer(x, cache, padding=torch.ones(2, 5, dtype=torch.bool))
+    padding = torch.ones(2, 5, dtype=torch.bool)
+    padding[0, 0] = False
+    layer(x, cache, padding=padding)
     with pytest.raises(ValueError, match="padding must cover all 6 cached and new tokens"):
         layer(x[:, :1], cache)
     with pytest.raises(ValueError, match="filled by another layer or batch"):
@@ -377,7 +379,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_names():
     wrong = state | {f"{place}o_proj.weight": torch.ones(3, 3)}
     with pytest.raises(ValueError, match=r"o_proj\.weight must have shape \(32, 24\), got \(3, 3"):
         layer.load_attention(wrong, prefix=place)
-    with pytest.raises(ValueError, match="layer must be from 0 to 1"):
+    with pytest.raises(ValueError, match="layer must be a whole number from 0 to 1, got 2"):
         MultiHeadLatentAttention.from_transformers(model, 2)
     with pytest.raises(ValueError, match="plain latent attention"):
         MultiHeadLatentAttention.from_transformers(torch.nn.Linear(1, 1))

@@ -1,6 +1,7 @@
 """MLA's claims: what every arm's model really is, what it is scored on, and --on and --model."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from trialrun.attention.mla import MultiHeadLatentAttention, cache_bytes
 from trialrun.blocks.bytelm import Schedule, Shape, make_model, save_model, text_batches, train
+from trialrun.catalogue.shelf import find_card
 from trialrun.claims.contract import Context, On
+from trialrun.claims.judge import DOES_NOT_HOLD, apply_rule
 from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.dossiers.mla import claim, exactness, hosts, variants
 
@@ -52,11 +55,39 @@ def test_variants_differ_in_their_attention_alone(name):
 def test_caches_are_as_large_as_the_card_says():
     found = variants.cached_values(SHAPE)
     assert found["mha"] == 192
-    for name in ("gqa", "gqa-wide"):
+    for name in ("gqa", "gqa-wide", "gqa-wide-full", "gqa-partial"):
         assert variants._attention(name, SHAPE).cached_values == found[name] == 32
     mla = variants._attention("mla", SHAPE)
     assert isinstance(mla, MultiHeadLatentAttention)
     assert mla.kv_a_proj_with_mqa.out_features == found["mla"] == found["frozen"] == 32
+
+
+def test_shown_arms_differ_from_the_plain_group_in_width_or_in_rotation_alone():
+    made = {n: variants._attention(n, SHAPE) for n in variants.VARIANTS if n.startswith("gqa")}
+    sizes = {n: (a.head_dim, a.rotary.dim, a.o_proj.in_features // 6) for n, a in made.items()}
+    assert sizes == {
+        "gqa": (16, 16, 16),
+        "gqa-partial": (16, 8, 16),
+        "gqa-wide": (32, 8, 24),
+        "gqa-wide-full": (32, 32, 32),
+    }
+
+
+def test_a_wide_key_that_turns_whole_is_the_value_before_it_turns():
+    attend = variants.GroupedAttention(8, heads=1, kv_heads=1, head_dim=4, rope_dim=4, shared=True)
+    x = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(attend(x), attend.o_proj(attend.k_proj(x)))
+
+
+@pytest.mark.parametrize(("heads", "width"), [(2, 32), (1, 8), (6, 96)])
+def test_a_share_of_the_cache_is_that_share(heads, width):
+    host = make_model(Shape(layers=1, width=width, heads=heads, length=8), seed=0)
+    for share in (2, 4, 8):
+        rank, rope = claim._cut_to(host, share)
+        assert rank + rope == 2 * width // share
+        assert rank >= 1
+        assert rope % 2 == 0
 
 
 def test_grouped_attention_with_all_heads_and_all_dims_is_the_byte_model_s_own():
@@ -106,13 +137,31 @@ def test_the_control_keeps_keys_and_values_of_every_head():
 
 @pytest.mark.parametrize("kind", ["V2", "V3"])
 def test_absorbing_decodes_what_expanding_decodes_and_spoiling_shows(kind):
-    error, greedy = exactness.errors(kind, "absorbed", seed=0, decoded=4)
-    assert error < 1e-4
-    assert greedy == 0
-    for arm in ("permuted", "random"):
-        error, greedy = exactness.errors(kind, arm, seed=0, decoded=4)
-        assert error > 0.1
-        assert greedy > 0.1
+    found = exactness.errors(kind, "absorbed", seed=0, decoded=4)
+    assert found.logits < 1e-4
+    assert found.greedy == found.expanded == 0
+    for arm in ("permuted", "random", "scaled"):
+        found = exactness.errors(kind, arm, seed=0, decoded=4)
+        assert found.logits > 0.1
+        assert found.expanded == 0
+        assert found.greedy > 0.1 or arm == "scaled"
+
+
+@pytest.mark.parametrize("kind", ["V2", "V3"])
+def test_what_is_expanded_again_is_counted(kind):
+    assert exactness.errors(kind, "expanded", seed=0, decoded=4).expanded == 1
+    assert exactness.errors(kind, "whole", seed=0, decoded=4).expanded == 16 / (13 + 14 + 15)
+
+
+def test_a_patch_that_does_nothing_does_not_pass(monkeypatch, ctx):
+    idle = partial(exactness.AbsorbedMLA, max_query=0)
+    monkeypatch.setattr(exactness, "AbsorbedMLA", idle)
+    card = find_card("mla")
+    rule = next(c.rule for c in card.claims if c.id == "absorbed")
+    runs = [TRIAL.arms["absorbed"]["absorbed"](dataclasses.replace(ctx, seed=s)) for s in (0, 1, 2)]
+    points = {name: [run.points[name] for run in runs] for name in runs[0].points}
+    assert points["V2 expanded"] == points["V3 expanded"] == [1, 1, 1]
+    assert apply_rule(rule, points, None).word == DOES_NOT_HOLD
 
 
 def test_absorbed_decoding_is_what_is_measured(monkeypatch):

@@ -561,7 +561,7 @@ BAD = {
         lambda: convert_to_mla(make_host(), 8, 4, calibration=torch.full((1, 4), 97)),
     ),
     "mask shape": (
-        r"attention_mask must have the shape of input_ids \(3, 23\), got \(3, 2\)",
+        r"attention_mask must be a tensor of the shape of input_ids \(3, 23\), got \(3, 2\)",
         lambda: convert_to_mla(
             make_host(),
             8,
@@ -579,10 +579,13 @@ BAD = {
     ),
     "unknown selection": (r"select must be one of contribution", lambda: Recipe(select="best")),
     "unknown factor": (r"factor must be one of pca", lambda: Recipe(factor="qr")),
-    "no steps": (r"healing steps must be at least 1, got 0", lambda: Healing(steps=0)),
-    "no rate": (r"healing rate must be positive, got 0", lambda: Healing(rate=0)),
+    "no steps": (
+        r"healing steps must be a whole number, at least 1, got 0",
+        lambda: Healing(steps=0),
+    ),
+    "no rate": (r"healing rate must be a positive number, got 0", lambda: Healing(rate=0)),
     "nothing to score": (
-        r"at least two tokens a row, got \(3, 1\)",
+        r"at least two tokens a row, got torch.int64 \(3, 1\)",
         lambda: conversion_gap(make_host(), make_ids(3, 1), 8, 4),
     ),
 }

@@ -101,7 +101,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.rotary = _rotary(rope_dim, rope_theta, rope_interleave, rotary)
         if not nope_dim + rope_dim:
             raise UsageError("nope_dim + rope_dim must be at least 1 feature, got 0")
-        if scale is not None and not (math.isfinite(scale) and scale > 0):
+        if scale is not None and not (_is_number(scale) and math.isfinite(scale) and scale > 0):
             raise UsageError(f"scale must be a number above 0, got {scale!r}")
         self.scale = (nope_dim + rope_dim) ** -0.5 if scale is None else scale
         head = n_heads * (nope_dim + rope_dim)
@@ -164,15 +164,24 @@ class MultiHeadLatentAttention(nn.Module):
         past = len(cache) if cache is not None else 0
         if positions is None:
             positions = _count(past, x.shape[1], padding, x.device)
+        elif not isinstance(positions, Tensor) or positions.shape not in (
+            x.shape[1:2],
+            x.shape[:2],
+        ):
+            got = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions)
+            raise UsageError(
+                f"positions must be a tensor of shape {tuple(x.shape[1:2])} or "
+                f"{tuple(x.shape[:2])}, one for each new token, got {got}"
+            )
         q_nope, q_rope = self._queries(x)
         latent, rope_key = self.kv_a_proj_with_mqa(x).split((self.kv_rank, self.rope_dim), dim=-1)
-        latent = self.kv_a_layernorm(latent)
+        latent = self.kv_a_layernorm(latent).to(rope_key.dtype)  # Autocast norms in float32.
         if self.rotary is not None:
             q_rope = self.rotary(q_rope, positions)
             rope_key = self.rotary(rope_key, positions)
         if cache is not None:
             latent, rope_key = cache.append(latent, rope_key)
-            cache.padded = cache.padded or padding is not None
+            cache.padded = cache.padded or (padding is not None and not bool(padding.all()))
         attend = self._path(path, x.shape[1], latent.shape[1])
         up, shift = self.kv_b_proj.weight, self.kv_b_proj.bias
         out = attend(
@@ -201,7 +210,10 @@ class MultiHeadLatentAttention(nn.Module):
         Parameters
         ----------
         state : mapping of str to tensor
-            Such as a safetensors file; copied, in this module's dtype.
+            Such as a safetensors file; copied, in this module's dtype. Weights say nothing of how
+            they are used: DeepSeek's own want ``rope_interleave=True``, their ``rope_theta``, and
+            under YaRN its rotary table and the scale that it multiplies. `from_transformers` reads
+            all of these from a model.
         prefix : str
             What stands before ``q_proj.weight``, such as ``model.layers.0.self_attn.``.
 
@@ -253,6 +265,12 @@ class MultiHeadLatentAttention(nn.Module):
         check_axes("x", x, ("batch", "time", "width"))
         if x.shape[2] != self.d_model:
             raise UsageError(f"x must have d_model={self.d_model} features, got {x.shape[2]}")
+        dtype = self.o_proj.weight.dtype
+        casts = torch.is_autocast_enabled(x.device.type) if x.device.type != "meta" else False
+        if x.dtype != dtype and not (casts and x.is_floating_point()):
+            raise UsageError(
+                f"x must be {dtype}, as the weights are, got {x.dtype}: convert it, or the module"
+            )
         if path not in PATHS:
             raise UsageError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
         if cache is not None and not isinstance(cache, LatentCache):
@@ -299,12 +317,18 @@ def _rotary(dim: int, theta: float, interleave: bool, given: Rotary | None) -> R
     if given is None:
         if dim % 2:
             raise UsageError(f"rope_dim must be even, for features turn in pairs, got {dim}")
+        if not (_is_number(theta) and math.isfinite(theta) and theta > 1):
+            raise UsageError(f"rope_theta must be a number above 1, got {theta!r}")
         return Rotary(dim, theta, interleaved=interleave) if dim else None
     if given.dim != dim:
         raise UsageError(
             f"rotary must turn rope_dim={dim} features, got one that turns {given.dim}"
         )
     return given
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _count(past: int, time: int, padding: Tensor | None, device: torch.device) -> Tensor:

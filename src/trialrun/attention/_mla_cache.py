@@ -104,7 +104,7 @@ class LatentCache:
         batch, time, rank = latent.shape
         width = rank + rope_key.shape[2]
         total = self._length + time
-        if self._buffer is None or total > self._buffer.shape[1]:
+        if self._buffer is None or total > self._buffer.shape[1] or _is_frozen(self._buffer):
             room = max(self.reserve, total + total // _SLACK if self._length else total)
             grown = latent.new_empty(batch, room, width)
             if self._buffer is not None:
@@ -132,6 +132,8 @@ class LatentCache:
                 f"{tokens}"
             )
         self._length = kept
+        if not kept:
+            self.reset()
 
     def reorder(self, rows: Int[Tensor, " new_batch"]) -> None:
         """Put row ``rows[i]`` at row i, as beam search asks; rows may repeat or be left out.
@@ -187,3 +189,23 @@ class LatentCache:
                 f"{come[1]} and {come[2]} ({latent.dtype} on {latent.device}): it was filled by "
                 f"another layer or batch, so give each layer a LatentCache of its own"
             )
+
+
+def _is_frozen(buffer: Tensor) -> bool:
+    """Tell whether torch forbids to write here: made in inference mode, which is left by now."""
+    return buffer.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def check_held(cache: object, layer: int, rank: int) -> None:
+    """Say so where a transformers cache holds another model's keys, before they meet this one's."""
+    layers = getattr(cache, "layers", ())
+    keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
+    if not isinstance(keys, Tensor) or keys.ndim != 4:
+        return
+    got = (keys.shape[1], keys.shape[3])
+    if got != (1, rank):
+        raise UsageError(
+            f"past_key_values must hold one head of latents {rank} wide in layer {layer}, got "
+            f"{got[0]} heads of width {got[1]}: it was filled by another model, so start with an "
+            f"empty cache"
+        )

@@ -11,7 +11,8 @@ second moments, and exact handling of biases and means.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from trialrun.attention import _mla_stack  # noqa: F401
@@ -24,6 +25,7 @@ from trialrun.attention._mla_convert_healing import Healing, heal
 from trialrun.attention._mla_convert_host import (
     as_batches,
     check_host,
+    check_ids,
     input_moments,
     latent_config,
     mean_loss,
@@ -111,7 +113,8 @@ def convert_to_mla(
     model : transformers Llama, Mistral or Qwen2 for causal language modelling
         Multi-head or grouped-query; left as it is. Its device and dtype are kept.
     kv_rank : int or None
-        Width of the latent; None is the smallest that is exact.
+        Width of the latent; None is the smallest that is exact, with ``pca`` and ``svd``: the
+        other ways to factorise lose something at any width.
     rope_dims : int
         Width of the rotary key that all heads share; even, up to kv heads times head width.
     calibration : token ids, a mapping with ``input_ids``, or a list of either
@@ -217,7 +220,7 @@ def _assemble(
     for name, buffer in model.model.rotary_emb.named_buffers():
         setattr(converted.model.rotary_emb, name, nn.Buffer(buffer.clone(), persistent=False))
     converted.tie_weights()
-    converted.generation_config = model.generation_config
+    converted.generation_config = deepcopy(model.generation_config)
     return converted.eval()
 
 
@@ -267,7 +270,8 @@ def conversion_gap(
     Returns
     -------
     ConversionGap
-        Mean losses in nats per token; ``healed`` is None without healing.
+        Mean losses in nats per token; ``healed`` is None without healing. ``partial_rotary`` is
+        what turning fewer pairs costs, with an exact latent whatever the recipe's ``factor``.
 
     Raises
     ------
@@ -282,9 +286,11 @@ def conversion_gap(
     >>> conversion_gap(host, torch.arange(32)[None], kv_rank=8, rope_dims=4).healed is None
     True
     """
+    check_ids(ids)
     settings: dict[str, Any] = {"calibration": calibration, "recipe": recipe}
     cut = convert_to_mla(model, kv_rank, rope_dims, **settings)
-    partial = convert_to_mla(model, None, rope_dims, **settings)
+    exact = replace(recipe or Recipe(), factor="svd")
+    partial = convert_to_mla(model, None, rope_dims, calibration=calibration, recipe=exact)
     healed = None
     if healing is not None:
         healed = mean_loss(

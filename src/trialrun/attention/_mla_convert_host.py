@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from trialrun.attention import _mla_stack  # noqa: F401
@@ -16,6 +17,7 @@ from trialrun.attention._mla_convert_parts import Projections
 from trialrun.core.errors import UsageError
 
 HOSTS = ("llama", "mistral", "qwen2")
+BACKENDS = ("eager", "sdpa", "flex_attention")
 _KEPT = (
     "vocab_size",
     "hidden_size",
@@ -58,6 +60,12 @@ def check_host(model: Any, *, weights: bool = True) -> None:
         raise UsageError(
             f"convert_to_mla serves {', '.join(HOSTS)} models for causal language modelling, got "
             f"{type(model).__name__} (model_type {kind})"
+        )
+    if config._attn_implementation not in BACKENDS:
+        raise UsageError(
+            f"convert_to_mla works with the attention implementations {', '.join(BACKENDS)}, got "
+            f"{config._attn_implementation!r}: detach what is attached to the model and call "
+            f"model.set_attn_implementation('sdpa') first"
         )
     layers = getattr(config, "layer_types", None) or ()
     if getattr(config, "sliding_window", None) is not None or "sliding_attention" in layers:
@@ -113,7 +121,7 @@ def latent_config(model: Any, *, kv_rank: int, rope_dims: int) -> LatentLlamaCon
     host = model.config
     attention = model.model.layers[0].self_attn
     config = LatentLlamaConfig(
-        **{name: getattr(host, name) for name in _KEPT if hasattr(host, name)},
+        **{name: deepcopy(getattr(host, name)) for name in _KEPT if hasattr(host, name)},
         head_dim=attention.head_dim,
         kv_lora_rank=kv_rank,
         qk_rope_head_dim=rope_dims,
@@ -135,9 +143,15 @@ def as_batches(calibration: Any, vocabulary: int) -> list[dict[str, Tensor]]:
     ValueError
         If there is no token in it, or something in it is no batch of token ids.
     """
-    listed = [calibration] if isinstance(calibration, Tensor | Mapping) else list(calibration)
+    if isinstance(calibration, Tensor | Mapping):
+        calibration = [calibration]
+    if not isinstance(calibration, Iterable) or isinstance(calibration, str | bytes):
+        raise UsageError(
+            f"calibration must be token ids of shape (batch, time), a mapping with input_ids or a "
+            f"list of either, got {type(calibration).__name__}"
+        )
     batches = []
-    for item in listed:
+    for item in calibration:
         given = item if isinstance(item, Mapping) else {"input_ids": item}
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
@@ -151,10 +165,11 @@ def as_batches(calibration: Any, vocabulary: int) -> list[dict[str, Tensor]]:
                 f"{int(ids.max())}: use the model's own tokenizer"
             )
         mask = given.get("attention_mask")
-        if mask is not None and mask.shape != ids.shape:
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+            got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise UsageError(
-                f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got "
-                f"{tuple(mask.shape)}"
+                f"attention_mask must be a tensor of the shape of input_ids {tuple(ids.shape)}, "
+                f"got {got}"
             )
         tokens = ids.numel() if mask is None else int(mask.sum())
         if tokens:
@@ -181,7 +196,7 @@ def input_moments(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> list[T
 
         return hook
 
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     handles = [
         layer.self_attn.register_forward_pre_hook(watch(n), with_kwargs=True)
         for n, layer in enumerate(layers)
@@ -196,10 +211,22 @@ def input_moments(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> list[T
             tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
             model(**inputs, use_cache=False, logits_to_keep=1)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for handle in handles:
             handle.remove()
     return [total / tokens for total in sums]
+
+
+def check_ids(ids: Any) -> None:
+    """Raise unless ``ids`` can be scored."""
+    right = isinstance(ids, Tensor) and not ids.is_floating_point() and ids.dim() == 2
+    if not right or ids.shape[0] < 1 or ids.shape[1] < 2:
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise UsageError(
+            f"ids must be an int tensor of shape (batch, time) with at least two tokens a row, got "
+            f"{got}"
+        )
 
 
 @torch.no_grad()
@@ -211,11 +238,7 @@ def mean_loss(model: Any, ids: Tensor, *, rows: int = 8) -> float:
     ValueError
         If there is nothing to score.
     """
-    if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise UsageError(
-            f"ids must be of shape (batch, time) with at least two tokens a row, got "
-            f"{tuple(ids.shape)}"
-        )
+    check_ids(ids)
     total = 0.0
     for part in ids.to(model.device).split(rows):
         logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()

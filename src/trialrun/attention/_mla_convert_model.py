@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward
 
-from trialrun.attention._mla_core import crossover_of, mix_latents
+from trialrun.attention._mla_cache import check_held
+from trialrun.attention._mla_core import as_given, crossover_of, mix_latents
 from trialrun.core.errors import UsageError
 
 MODEL_TYPE = "trialrun_latent_llama"
@@ -67,6 +68,7 @@ class LatentLlamaAttention(nn.Module):
 
     def __init__(self, config: LatentLlamaConfig, layer_idx: int) -> None:
         super().__init__()
+        _check_config(config)
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = True
@@ -97,9 +99,9 @@ class LatentLlamaAttention(nn.Module):
             bias=False,
         )
         self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, width, bias=config.output_bias)
-        self.register_buffer(
-            "rotary_pairs", torch.zeros(self.qk_rope_head_dim // 2, dtype=torch.int64)
-        )
+        # A conversion chooses them; a fresh model spreads them over the table.
+        spread = torch.linspace(0, config.head_dim // 2 - 1, self.qk_rope_head_dim // 2)
+        self.register_buffer("rotary_pairs", spread.round().long())
 
     def absorbs(self, query: int, cached: int) -> bool:
         """Tell whether ``query`` new tokens on ``cached``, themselves included, are absorbed.
@@ -131,12 +133,16 @@ class LatentLlamaAttention(nn.Module):
             k_rope = _rotate(self.k_rope_proj(hidden_states)[:, None], cos, sin)
             q_rope = _rotate(q_rope, cos, sin)
         if past_key_values is not None:
+            check_held(past_key_values, self.layer_idx, self.kv_lora_rank)
             latent, k_rope = past_key_values.update(latent, k_rope, self.layer_idx)
-        plain = attention_mask is None or isinstance(attention_mask, Tensor)
+        # Masks of another form, such as flex attention's, are for its own function to read.
+        plain = attention_mask is None or (
+            isinstance(attention_mask, Tensor) and attention_mask.ndim == 4
+        )
         dropped = self.attention_dropout if self.training else 0.0
         weights = None
         if plain and not dropped and self.absorbs(time, latent.shape[2]):
-            out = self._absorbed(q_nope, q_rope, latent, k_rope, attention_mask)
+            out, weights = self._absorbed(q_nope, q_rope, latent, k_rope, attention_mask)
         else:
             key, value = self.expand_kv(latent, k_rope)
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -164,20 +170,24 @@ class LatentLlamaAttention(nn.Module):
 
     def _absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         batch, heads, time, _ = q_nope.shape
         groups, length = self.num_key_value_heads, latent.shape[2]
         up = self.kv_b_proj.weight.view(groups, -1, self.kv_lora_rank)
         up_k, up_v = up.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
-        q_latent = q_nope.reshape(batch, groups, -1, self.qk_nope_head_dim) @ up_k
-        mixed = mix_latents(
-            (q_latent.view(batch, heads, time, -1), q_rope),
-            (latent[:, 0], k_rope[:, 0]),
-            scale=self.scaling,
-            mask=_causal(time, length, latent.device) if mask is None and time > 1 else mask,
-        ).latent.to(latent.dtype)
-        z = mixed.reshape(batch, groups, -1, self.kv_lora_rank)
-        return (z @ up_v.transpose(1, 2)).view(batch, heads, time, -1).transpose(1, 2)
+        with as_given(latent):
+            rows = q_nope.reshape(batch, groups, -1, self.qk_nope_head_dim)
+            mixed, weights = mix_latents(
+                ((rows @ up_k.to(rows.dtype)).view(batch, heads, time, -1), q_rope),
+                (latent[:, 0], k_rope[:, 0]),
+                scale=self.scaling,
+                mask=_causal(time, length, latent.device) if mask is None and time > 1 else mask,
+                whole=self.config._attn_implementation == "eager",
+            )
+            z = mixed.to(latent.dtype).reshape(batch, groups, -1, self.kv_lora_rank)
+            out = (z @ up_v.to(z.dtype).transpose(1, 2)).view(batch, heads, time, -1)
+        out = out.transpose(1, 2).to(q_nope.dtype)
+        return out, weights.to(q_nope.dtype) if weights is not None else None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -188,6 +198,39 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device)
     return seen.tril(keys - queries)[None, None]
+
+
+def _check_config(config: LatentLlamaConfig) -> None:
+    groups = config.num_key_value_heads or config.num_attention_heads
+    sizes = {"kv_lora_rank": config.kv_lora_rank, "qk_rope_head_dim": config.qk_rope_head_dim}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise UsageError(f"{name} must be a whole number, got {size!r}")
+    if config.kv_lora_rank < 1:
+        raise UsageError(f"kv_lora_rank must be at least 1, got {config.kv_lora_rank}")
+    most = groups * (config.head_dim or 0)
+    if config.qk_rope_head_dim % 2 or not 0 <= config.qk_rope_head_dim <= most:
+        raise UsageError(
+            f"qk_rope_head_dim must be an even number from 0 to {most} (key heads times head "
+            f"width), got {config.qk_rope_head_dim}"
+        )
+
+
+class LatentLlamaModel(LlamaModel):
+    """The decoder of a `LatentLlamaForCausalLM`."""
+
+    config_class = LatentLlamaConfig
+    _can_record_outputs = {  # noqa: RUF012 as transformers declares it
+        "hidden_states": LlamaDecoderLayer,
+        "attentions": LatentLlamaAttention,
+    }
+    _supports_flash_attn = False
+
+    def __init__(self, config: LatentLlamaConfig) -> None:
+        super().__init__(config)
+        for index, layer in enumerate(self.layers):
+            layer.self_attn = LatentLlamaAttention(config, index)
+        self.post_init()
 
 
 class LatentLlamaForCausalLM(LlamaForCausalLM):
@@ -208,11 +251,12 @@ class LatentLlamaForCausalLM(LlamaForCausalLM):
     """
 
     config_class = LatentLlamaConfig
+    # Its 2-D masks and its demand for one width of keys and values fit no latent.
+    _supports_flash_attn = False
 
     def __init__(self, config: LatentLlamaConfig) -> None:
         super().__init__(config)
-        for index, layer in enumerate(self.model.layers):
-            layer.self_attn = LatentLlamaAttention(config, index)
+        self.model = LatentLlamaModel(config)
         self.post_init()
 
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from trialrun.attention import _mla_stack  # noqa: F401
@@ -50,18 +51,29 @@ def per_head(up: Tensor, heads: int, nope: int) -> tuple[Tensor, Tensor]:
     return split[:, :nope], split[:, nope:]
 
 
+def as_given(x: Tensor) -> AbstractContextManager[object]:
+    """Leave dtypes alone: autocast would round float32 scores, and refuses mixed products."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 def into_latent(q_nope: Tensor, up_key: Tensor) -> Tensor:
     """Move queries (batch, heads, query, nope) into the latent's space."""
     batch, _, time, _ = q_nope.shape
     rows = q_nope.transpose(0, 1).flatten(1, 2)
-    return torch.bmm(rows, up_key.to(rows.dtype)).unflatten(1, (batch, time)).transpose(0, 1)
+    with as_given(rows):
+        moved = torch.bmm(rows, up_key.to(rows.dtype))
+    return moved.unflatten(1, (batch, time)).transpose(0, 1)
 
 
 def out_of_latent(mixed: Tensor, up_value: Tensor) -> Tensor:
     """Turn mixed latents (batch, heads, query, rank) into each head's values."""
     batch, _, time, _ = mixed.shape
     rows = mixed.transpose(0, 1).flatten(1, 2)
-    out = torch.bmm(rows, up_value.to(rows.dtype).transpose(1, 2))
+    with as_given(rows):
+        out = torch.bmm(rows, up_value.to(rows.dtype).transpose(1, 2))
     return out.unflatten(1, (batch, time)).transpose(0, 1)
 
 
@@ -81,6 +93,18 @@ def mix_latents(
     key is seen, or is added to the scores; a query that sees no key by a boolean mask gives 0.
     ``sinks`` (heads,) are scores of keys without value. ``whole`` keeps the weights.
     """
+    with as_given(q[0]):
+        return _mixed(q, cache, scale, mask, sinks, whole)
+
+
+def _mixed(
+    q: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    scale: float,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    whole: bool,
+) -> Mixed:
     batch, heads, time, _ = q[0].shape
     total = cache[0].shape[1]
     kind = torch.float64 if q[0].dtype == torch.float64 else torch.float32
@@ -113,11 +137,12 @@ def mix_latents(
 
 def _hide(scores: Tensor, mask: Tensor) -> None:
     """Take from scores, in place, what a mask hides."""
+    lowest = torch.finfo(scores.dtype).min
+    # Finite numbers keep a query without any key, or a block without any, free of NaN.
     if mask.dtype == torch.bool:
-        # The lowest finite number keeps a query without any key free of NaN.
-        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~mask, lowest)
     else:
-        scores += mask
+        scores += mask.to(scores.dtype).clamp(min=lowest / 2)
 
 
 def _in_blocks(blocks: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

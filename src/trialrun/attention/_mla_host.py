@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trialrun.attention._mla_cache import check_held
 from trialrun.attention._mla_core import (
     absorbing_is_cheaper,
     into_latent,
@@ -89,6 +90,11 @@ def _check_module(module: Any) -> None:
     if family not in SERVED:
         raise UsageError(f"AbsorbedMLA was not tested on {name}: it serves {', '.join(SERVED)}")
     implementation = module.config._attn_implementation
+    if implementation in _OWN.values():
+        raise UsageError(
+            f"{name} shares its config with a model that AbsorbedMLA is attached to: give each "
+            f"model its own copy of the config, made with copy.deepcopy before attaching"
+        )
     if implementation not in BACKENDS:
         raise UsageError(
             f"AbsorbedMLA works with the attention implementations {' and '.join(BACKENDS)}, got "
@@ -156,19 +162,7 @@ def _hand_on(self: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]
 
 def _check_cache(module: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Say so where the cache holds another model's keys, before they meet this model's."""
-    cache = kwargs.get("past_key_values")
-    layers = getattr(cache, "layers", ())
-    layer = layers[module.layer_idx] if module.layer_idx < len(layers) else None
-    keys = getattr(layer, "keys", None)
-    if not isinstance(keys, Tensor) or keys.ndim != 4:
-        return
-    got, wanted = (keys.shape[1], keys.shape[3]), (1, module.kv_lora_rank)
-    if got != wanted:
-        raise UsageError(
-            f"past_key_values must hold one head of latents {wanted[1]} wide in layer "
-            f"{module.layer_idx}, got {got[0]} heads of width {got[1]}: it was filled by another "
-            f"model, so start with an empty cache"
-        )
+    check_held(kwargs.get("past_key_values"), module.layer_idx, module.kv_lora_rank)
 
 
 def _attend(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trialrun.attention._mla_core import (
+    as_given,
     crossover_of,
     into_latent,
     mix_latents,
@@ -173,18 +174,31 @@ def materialised_attention(
     >>> out.shape
     torch.Size([1, 2, 3, 4])
     """
-    heads, time, nope, value = _check(q_nope, q_rope, latent, rope_key, up, padding)
+    heads, time, _, value = _check(q_nope, q_rope, latent, rope_key, up, padding)
     if not q_nope.numel() and not q_rope.numel():
         return q_nope.new_zeros(q_nope.shape[0], heads, time, value)
-    both = F.linear(latent, up).unflatten(-1, (heads, -1)).transpose(1, 2)
-    k = torch.cat((both[..., :nope], rope_key.unsqueeze(1).expand(-1, heads, -1, -1)), dim=-1)
-    q, v = torch.cat((q_nope, q_rope), dim=-1), both[..., nope:]
+    with as_given(latent):
+        return _materialised((q_nope, q_rope), (latent, rope_key), up, scale, padding)
+
+
+def _materialised(
+    q: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    up: Tensor,
+    scale: float,
+    padding: Tensor | None,
+) -> Tensor:
+    heads, nope = q[0].shape[1], q[0].shape[3]
+    both = F.linear(cache[0], up.to(cache[0].dtype)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    value = both.shape[-1] - nope
+    k = torch.cat((both[..., :nope], cache[1].unsqueeze(1).expand(-1, heads, -1, -1)), dim=-1)
+    turned, v = torch.cat(q, dim=-1), both[..., nope:]
     # Kernels linear in memory want one width; zeros change no score and are cut off again.
     width = max(k.shape[-1], value)
-    q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    all_q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (turned, k, v))
     if padding is None or bool(padding.all()):
-        return attend(q, k, v, scale=scale).out[..., :value]
-    rows = [_real_only(q[b], k[b], v[b], padding[b], scale)[..., :value] for b in range(q.shape[0])]
+        return attend(all_q, k, v, scale=scale).out[..., :value]
+    rows = [_real_only(*row, scale)[..., :value] for row in zip(all_q, k, v, padding, strict=True)]
     return torch.stack(rows)
 
 

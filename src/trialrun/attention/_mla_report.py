@@ -98,7 +98,8 @@ def cache_report(
     -------
     CacheReport
         Rows ``MHA``, ``GQA-8``, ``GQA-n`` where the model has n other groups, ``MQA`` and, with a
-        latent, ``MLA`` and ``MLA expanded`` (keys and values kept in place of the latent).
+        latent, ``MLA`` and ``MLA expanded`` (what the latent is expanded to: keys, with the rotary
+        part beside them, and values, of every key head).
 
     Raises
     ------
@@ -132,7 +133,9 @@ def cache_report(
     for name, value in (("seq_len", seq_len), ("batch", batch)):
         _check_count(name, value)
     rows, own = _rows(config, kind, kv_rank, rope_dims)
-    width = torch.finfo(dtype or _dtype_of(model, config)).bits // 8
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UsageError(f"dtype must be a torch.dtype, such as torch.float16, got {dtype!r}")
+    width = (dtype or _dtype_of(model, config)).itemsize
     layers, most = config.num_hidden_layers, rows["MHA"]
     table = tuple(
         CacheRow(name, values, n := values * width * layers, n * seq_len * batch, values / most)
@@ -165,6 +168,7 @@ def _rows(
         plain = kind == "trialrun_latent_llama"
         key = config.head_dim if plain else config.qk_nope_head_dim
         value = config.head_dim if plain else config.v_head_dim
+        groups = config.num_key_value_heads if plain else heads
         own = "MLA"
     else:
         if (kv_rank is None) != (rope_dims is None):
@@ -182,8 +186,10 @@ def _rows(
         _check_count("kv_rank", kv_rank)
         if rope_dims:
             _check_count("rope_dims", rope_dims)
+        if rope_dims % 2:
+            raise UsageError(f"rope_dims must be even, for features turn in pairs, got {rope_dims}")
         rows["MLA"] = kv_rank + rope_dims
-        rows["MLA expanded"] = heads * (key + value + rope_dims)
+        rows["MLA expanded"] = groups * (key + value + rope_dims)
     return rows, own
 
 
@@ -197,7 +203,9 @@ def cache_bytes(cache: Any) -> int:
     Returns
     -------
     int
-        Bytes of the tokens held, without spare room.
+        Bytes of all tensors, the keys of an indexer or the state of a recurrent layer among them,
+        without counters. A `LatentCache` counts the tokens held; a static cache of transformers
+        is counted as allocated, room for tokens to come included.
 
     Raises
     ------
@@ -217,10 +225,7 @@ def _bytes(cache: Any) -> Iterator[int]:
         yield cache.numel() * cache.element_size()
     elif hasattr(cache, "layers"):
         for layer in cache.layers:
-            if not hasattr(layer, "keys") or not hasattr(layer, "values"):
-                raise UsageError(f"cache_bytes cannot read a layer of {type(layer).__name__}")
-            if layer.keys is not None:
-                yield from _bytes((layer.keys, layer.values))
+            yield from _layer_bytes(layer)
     elif isinstance(getattr(cache, "nbytes", None), int):
         yield cache.nbytes
     elif isinstance(cache, Iterable) and not isinstance(cache, str | bytes):
@@ -231,3 +236,20 @@ def _bytes(cache: Any) -> Iterator[int]:
             f"cache must be a transformers cache, a LatentCache or tensors, got "
             f"{type(cache).__name__}"
         )
+
+
+def _layer_bytes(layer: Any) -> Iterator[int]:
+    """Count whatever tensors a layer keeps of its tokens; counters have no axes."""
+    if getattr(layer, "_quantized_keys", None) is not None:
+        raise UsageError(
+            f"cache_bytes cannot read a layer of {type(layer).__name__}: its codes and scales are "
+            f"kept in a form of its own"
+        )
+    found = False
+    for name, kept in vars(layer).items():
+        parts = tuple(kept.values()) if isinstance(kept, dict) else (kept,)
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        found = found or bool(tensors) or name == "keys"
+        yield from _bytes([x for x in tensors if x.ndim])
+    if not found:
+        raise UsageError(f"cache_bytes cannot read a layer of {type(layer).__name__}")

@@ -25,6 +25,11 @@ _FIXED_ROPE = ("default", "linear", "yarn", "llama3")
 
 def load_attention(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
     """Copy the weights under ``prefix`` into ``module``, or say which are missing or do not fit."""
+    if not isinstance(state, Mapping) or not isinstance(prefix, str):
+        raise UsageError(
+            f"state must map names to tensors, as a safetensors file does, and prefix be a string, "
+            f"got {type(state).__name__} and {prefix!r}"
+        )
     own = module.state_dict()
     found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     missing = [k for k in own if k not in found and not k.endswith("bias")]
@@ -91,8 +96,9 @@ def _find(model: Any, layer: int) -> tuple[Any, Rotary]:
             f"model must have plain latent attention, as {', '.join(PLAIN)} do, got {kind}"
         )
     found = [m for m in model.modules() if hasattr(m, "kv_b_proj") and hasattr(m, "expand_kv")]
-    if not 0 <= layer < len(found):
-        raise UsageError(f"layer must be from 0 to {len(found) - 1}, got {layer}")
+    whole = isinstance(layer, int) and not isinstance(layer, bool)
+    if not whole or not 0 <= layer < len(found):
+        raise UsageError(f"layer must be a whole number from 0 to {len(found) - 1}, got {layer!r}")
     host: Any = found[layer]
     rotary = _rotary_module(model)
     form = host.config.rope_parameters["rope_type"]

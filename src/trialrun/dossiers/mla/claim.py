@@ -24,7 +24,7 @@ from trialrun.dossiers.mla.hosts import (
     sizes_of,
 )
 from trialrun.dossiers.mla.sizes import BUDGETS
-from trialrun.dossiers.mla.variants import attention_parameters, make_variant
+from trialrun.dossiers.mla.variants import VARIANTS, attention_parameters, make_variant
 
 SHARES = {"1/2": 2, "1/4": 4, "1/8": 8}
 
@@ -49,8 +49,12 @@ def _absorbed(ctx: Context, *, arm: str) -> Measurement:
     decoded = sizes_of(ctx).decoded
     points: dict[str, float] = {}
     for kind in ("V2", "V3"):
-        logits, greedy = errors(kind, arm, seed=ctx.seed, decoded=decoded)
-        points |= {f"{kind} logits": logits, f"{kind} greedy": greedy}
+        found = errors(kind, arm, seed=ctx.seed, decoded=decoded)
+        points |= {
+            f"{kind} logits": found.logits,
+            f"{kind} greedy": found.greedy,
+            f"{kind} expanded": found.expanded,
+        }
     return Measurement(points, n=decoded)
 
 
@@ -110,14 +114,19 @@ def _healing_steps(ctx: Context) -> int:
 def _cut_to(host: Any, share: int) -> tuple[int, int]:
     """Return latent rank and rotary width that hold a ``share``-th of the host's cache.
 
-    The rotary key is half as wide as a head, DeepSeek's own proportion.
+    The rotary key is half as wide as a head, DeepSeek's own proportion, but takes no more than half
+    of what is kept.
     """
     dim = host.model.layers[0].self_attn.head_dim
     groups, width = host.config.num_key_value_heads, host.config.hidden_size
-    rope = dim // 4 * 2
     kept = 2 * groups * dim // share
+    rope = min(dim // 4 * 2, kept // 4 * 2)
     most = min(2 * groups * dim - rope, width)
-    return max(1, min(kept - rope, most)), rope
+    if kept < 1:
+        raise UsageError(
+            f"the model keeps {2 * groups * dim} values a token and layer, too few for 1/{share}"
+        )
+    return min(kept - rope, most), rope
 
 
 def _check_on(ctx: Context) -> None:
@@ -158,12 +167,9 @@ TRIAL = Trial(
         },
         "absorbed": {
             name: partial(_absorbed, arm=name)
-            for name in ("absorbed", "expanded", "whole", "permuted", "random")
+            for name in ("absorbed", "expanded", "whole", "permuted", "random", "scaled")
         },
-        "quality": {
-            name: partial(_quality, variant=name)
-            for name in ("mla", "mha", "gqa", "gqa-wide", "frozen")
-        },
+        "quality": {name: partial(_quality, variant=name) for name in VARIANTS},
         "conversion": {
             "pca": _converted("pca"),
             "original": partial(_conversion, recipe=None),

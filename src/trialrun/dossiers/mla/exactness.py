@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,18 @@ _KINDS: dict[str, tuple[Any, Any]] = {
     "V2": (DeepseekV2Config, DeepseekV2ForCausalLM),
     "V3": (DeepseekV3Config, DeepseekV3ForCausalLM),
 }
+
+
+class Errors(NamedTuple):
+    """What decoding gave, as shares.
+
+    The largest error of a logit over the logits' spread; greedy tokens that differ; cached tokens
+    that were put through the up-projection again at steps of one token.
+    """
+
+    logits: float
+    greedy: float
+    expanded: float
 
 
 def bytes_per_token(arm: str, heads: int, tokens: int) -> float:
@@ -133,6 +145,30 @@ def spoil(model: Any, how: str, seed: int) -> None:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * weight.std())
 
 
+def scale_by_latent(model: Any) -> None:
+    """Scale the scores of single tokens by the width that absorbed queries have: the usual slip."""
+
+    def hook(attention: Any, _: Any, kwargs: dict[str, Any]) -> None:
+        wide = attention.kv_lora_rank + attention.qk_rope_head_dim
+        single = kwargs["hidden_states"].shape[1] == 1
+        attention.scaling = (wide if single else attention.qk_head_dim) ** -0.5
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+class Expansions:
+    """Count the tokens that go through a model's up-projections of latents."""
+
+    def __init__(self, model: Any) -> None:
+        self.tokens = 0
+        for layer in model.model.layers:
+            layer.self_attn.kv_b_proj.register_forward_pre_hook(self._count)
+
+    def _count(self, _: Any, args: tuple[Tensor, ...]) -> None:
+        self.tokens += args[0].shape[:-1].numel()
+
+
 def prompts(seed: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Return ids (rows, tokens) and a mask whose first rows are padded on the left."""
     draw = torch.Generator().manual_seed(split(seed, "ids"))
@@ -143,8 +179,8 @@ def prompts(seed: int, tokens: int) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(mask == 0, 0), mask
 
 
-def errors(kind: str, arm: str, *, seed: int, decoded: int) -> tuple[float, float]:
-    """Return the largest relative logit error, and the share of greedy tokens that differ."""
+def errors(kind: str, arm: str, *, seed: int, decoded: int) -> Errors:
+    """Decode as the arm does, and compare with one pass in float64 and with the model's text."""
     stock = small_model(kind, seed)
     ids, mask = prompts(seed, PROMPT + decoded)
     with torch.no_grad():
@@ -153,21 +189,27 @@ def errors(kind: str, arm: str, *, seed: int, decoded: int) -> tuple[float, floa
     model = copy.deepcopy(stock)
     if arm in ("permuted", "random"):
         spoil(model, arm, seed)
+    if arm == "scaled":
+        scale_by_latent(model)
     patched = nullcontext() if arm in ("expanded", "whole") else AbsorbedMLA().attached(model)
     with patched:
-        found = _decode(model, ids, mask, by_token=arm != "whole")
+        found, expanded = _decode(model, ids, mask, by_token=arm != "whole")
         text = _greedy(model, ids, mask, decoded, cached=arm != "whole")
     error = float((found.double() - exact).abs().max() / exact.std())
-    return error, float((text != wanted).double().mean())
+    return Errors(error, float((text != wanted).double().mean()), expanded)
 
 
 @torch.no_grad()
-def _decode(model: Any, ids: Tensor, mask: Tensor, *, by_token: bool) -> Tensor:
+def _decode(model: Any, ids: Tensor, mask: Tensor, *, by_token: bool) -> tuple[Tensor, float]:
+    seen = Expansions(model)
+    steps = range(PROMPT + 1, ids.shape[1])
+    most = len(ids) * sum(steps) * len(model.model.layers)
     if not by_token:
-        return model(ids, attention_mask=mask, use_cache=False).logits[:, PROMPT - 1 : -1]
+        logits = model(ids, attention_mask=mask, use_cache=False).logits[:, PROMPT - 1 : -1]
+        return logits, seen.tokens / most
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    logits, start = [], 0
+    each, start = [], 0
     for stop in range(PROMPT, ids.shape[1]):
         out = model(
             ids[:, start:stop],
@@ -176,9 +218,11 @@ def _decode(model: Any, ids: Tensor, mask: Tensor, *, by_token: bool) -> Tensor:
             past_key_values=cache,
             use_cache=True,
         )
-        logits.append(out.logits[:, -1:])
+        each.append(out.logits[:, -1:])
+        if not start:
+            seen.tokens = 0  # The prompt may be expanded.
         start = stop
-    return torch.cat(logits, dim=1)
+    return torch.cat(each, dim=1), seen.tokens / most
 
 
 def _greedy(model: Any, ids: Tensor, mask: Tensor, decoded: int, *, cached: bool = True) -> Tensor:

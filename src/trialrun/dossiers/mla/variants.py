@@ -17,7 +17,7 @@ from trialrun.blocks.bytelm import Shape, make_model
 from trialrun.blocks.rotary import Rotary
 from trialrun.core.seeds import split
 
-VARIANTS = ("mha", "gqa", "gqa-wide", "mla", "frozen")
+VARIANTS = ("mla", "mha", "gqa", "gqa-wide", "gqa-wide-full", "gqa-partial", "frozen")
 
 
 class GroupedAttention(nn.Module):
@@ -28,7 +28,8 @@ class GroupedAttention(nn.Module):
     width, heads, kv_heads, head_dim, rope_dim : int
     base : float
     shared : bool
-        Take the key's unrotated features for the value, so that a token is cached once.
+        Take the key for the value, so that a token is cached once: its unrotated features, or
+        where all are rotated the key before rotation, which is then what the cache holds.
 
     Examples
     --------
@@ -53,7 +54,7 @@ class GroupedAttention(nn.Module):
         self.plain = head_dim - rope_dim
         self.repeats = heads // kv_heads
         self.rotary = Rotary(rope_dim, base)
-        value_dim = self.plain if shared else head_dim
+        value_dim = self.plain if shared and self.plain else head_dim
         self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.v_proj = None if shared else nn.Linear(width, kv_heads * head_dim, bias=False)
@@ -68,7 +69,7 @@ class GroupedAttention(nn.Module):
         """Attend causally; ``x`` is (batch, time, width)."""
         positions = torch.arange(x.shape[1], device=x.device)
         q, k = (self._heads(project(x)) for project in (self.q_proj, self.k_proj))
-        v = k[..., : self.plain] if self.v_proj is None else self._heads(self.v_proj(x))
+        v = k[..., : self.plain or None] if self.v_proj is None else self._heads(self.v_proj(x))
         q, k = (
             torch.cat(
                 (part[..., : self.plain], self.rotary(part[..., self.plain :], positions)), -1
@@ -99,8 +100,9 @@ def cached_values(shape: Shape) -> dict[str, int]:
 
     Examples
     --------
-    >>> cached_values(Shape(width=96, heads=6))
-    {'mha': 192, 'gqa': 32, 'gqa-wide': 32, 'mla': 32, 'frozen': 32}
+    >>> sizes = cached_values(Shape(width=96, heads=6))
+    >>> sizes.pop("mha"), set(sizes.values())
+    (192, {32})
     """
     dim = shape.width // shape.heads
     return {name: 2 * (shape.width if name == "mha" else dim) for name in VARIANTS}
@@ -109,14 +111,16 @@ def cached_values(shape: Shape) -> dict[str, int]:
 def _attention(name: str, shape: Shape) -> nn.Module:
     dim = shape.width // shape.heads
     rope = dim // 2
-    if name in ("gqa", "gqa-wide"):
-        wide = name == "gqa-wide"
+    if name.startswith("gqa"):
+        wide = name.startswith("gqa-wide")
+        head = 2 * dim if wide else dim
+        partial = name in ("gqa-wide", "gqa-partial")
         return GroupedAttention(
             shape.width,
             heads=shape.heads,
             kv_heads=1,
-            head_dim=2 * dim if wide else dim,
-            rope_dim=rope if wide else dim,
+            head_dim=head,
+            rope_dim=rope if partial else head,
             base=shape.base,
             shared=wide,
         )
