@@ -93,6 +93,9 @@ def test_inputs_are_left_alone_and_vmap_works():
         ((torch.ones(2, 4, 3), torch.ones(2, 5, 3)), r"a must broadcast .* got \(2, 4, 3\)"),
         ((torch.ones(1), torch.ones(2, 5, 3), torch.ones(4)), r"initial must broadcast .*\(2, 3\)"),
         ((torch.ones(1, 2, 5, 3), torch.ones(2, 5, 3)), "a must broadcast"),
+        ((0.5, torch.ones(2, 5, 3)), "a must be a tensor, got float"),
+        ((torch.ones(1), [[1.0]]), "b must be a tensor, got list"),
+        ((torch.ones(1), torch.ones(2, 5), 0.0), "initial must be a tensor, got float"),
     ],
 )
 def test_a_scan_of_wrong_shapes_is_refused(parts, message):
@@ -141,5 +144,7 @@ def test_half_precision_is_convolved_in_float32():
 def test_an_empty_convolution_is_refused():
     with pytest.raises(ValueError, match="kernel must have at least one entry"):
         causal_conv(torch.ones(3), torch.ones(0))
+    with annotations_unchecked(), pytest.raises(ValueError, match="signal must be a tensor"):
+        causal_conv([1.0], torch.ones(1))
     with pytest.raises(ValueError, match="least must be at least 1, got 0"):
         smooth_length(0)

@@ -315,6 +315,64 @@ def test_twenty_thousand_samples_pass_in_float32_without_drift():
     assert float((found - expected).square().mean()) < 1e-3
 
 
+def test_the_memory_goes_on_forgetting_in_a_stream_of_forty_million():
+    begun = HiPPOState(torch.tensor([[1.0, 0, 0, 0]]), 4e7)
+    memory = HiPPO("legs", 4)
+    found = memory.encode(torch.zeros(1, 400_000), begun).coefficients
+    exact = memory.encode(torch.zeros(1, 400_000).double(), begun).coefficients
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-7)
+    assert float(exact[0, 0]) == pytest.approx(4e7 / 4.04e7, abs=1e-4)
+    # Sample by sample the state must itself be wide enough, and stays as it was begun.
+    state = HiPPOState(begun.coefficients.double(), 4e7)
+    for _ in range(50):
+        state = memory.step(torch.zeros(1), state)
+    assert state.coefficients.dtype == torch.float64
+    assert 1 - float(state.coefficients[0, 0]) == pytest.approx(50 / 4e7, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "zoh"])
+def test_the_time_of_a_single_first_sample_is_kept(method):
+    u, times = signal(3), torch.tensor([10.0, 20.0, 25.0])
+    memory = HiPPO("legs", 4, method=method)
+    first = memory.encode(u[:, :1], times=times[:1])
+    assert first.elapsed == 10.0
+    pieces = memory.encode(u[:, 1:], first, times=times[1:])
+    whole = memory.encode(u, times=times)
+    torch.testing.assert_close(pieces.coefficients, whole.coefficients)
+    assert pieces.elapsed == whole.elapsed == 25.0
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"method": "zoh"}, {"measure": "legt", "window": 500.0}], ids=str
+)
+def test_autocast_and_half_precision_are_remembered_in_float32(chosen):
+    u = torch.from_numpy(band_limited_noise(2, seed=0).sampled(500)).float()
+    memory = HiPPO(order=48, **chosen)
+    plain = memory.encode(u)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        state = memory.encode(u)
+        back = memory.reconstruct(state)
+        stepped = memory.step(u[:, 0], state)
+    assert torch.equal(state.coefficients, plain.coefficients)
+    assert torch.equal(back, memory.reconstruct(plain))
+    assert torch.equal(stepped.coefficients, memory.step(u[:, 0], plain).coefficients)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = memory.encode(u.to(dtype))
+        assert half.coefficients.dtype == torch.float32
+        expected = memory.encode(u.to(dtype).float())
+        assert torch.equal(half.coefficients, expected.coefficients)
+        assert memory.start(u.to(dtype)).coefficients.dtype == torch.float32
+
+
+def test_numbers_of_numpy_are_numbers():
+    memory = HiPPO("legt", np.int64(6), window=np.float32(20))
+    u = signal(30)
+    expected = HiPPO("legt", 6, window=20.0).encode(u)
+    torch.testing.assert_close(memory.encode(u).coefficients, expected.coefficients)
+    transition("legs", np.int64(3))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -324,7 +382,10 @@ def test_twenty_thousand_samples_pass_in_float32_without_drift():
         (lambda: transition("legs", 4, beta=1.0), "beta belongs to the measures lagt and glagt"),
         (lambda: transition("lagt", 4, alpha=0.5), "alpha belongs to the measure glagt"),
         (lambda: transition("glagt", 4, alpha=1.0), "alpha must be above -1 and below 1"),
-        (lambda: discretise(*transition("legs", 2), 0.0), "step must be above 0, got 0.0"),
+        (
+            lambda: discretise(*transition("legs", 2), 0.0),
+            "step must be above 0 and finite, got 0.0",
+        ),
         (lambda: discretise(*transition("legs", 2), 1.0, "euler"), "method must be one of"),
         (lambda: discretise(*transition("legs", 2), 1.0, "gbt"), r"share must be in \[0, 1\]"),
         (
@@ -335,7 +396,7 @@ def test_twenty_thousand_samples_pass_in_float32_without_drift():
         (lambda: nplr("lagt", 4), "measure must be one of legs, legt, fout, got 'lagt'"),
         (lambda: nplr("legs", 3), "order must be even"),
         (lambda: HiPPO("legt", 4), "window must be given for legt"),
-        (lambda: HiPPO("legs", 4, window=0), "window must be above 0 samples, got 0"),
+        (lambda: HiPPO("legs", 4, window=0), "window must be a number above 0 samples, got 0"),
         (lambda: HiPPO("legs", 4).encode(torch.ones(3)), r"u must be a tensor of shape \(batch,"),
         (lambda: HiPPO("legs", 4).encode(torch.ones(3, 0)), "with no empty axis"),
         (lambda: HiPPO("legs", 4).encode(torch.ones(3, 2).long()), "real floating-point"),
@@ -345,9 +406,12 @@ def test_twenty_thousand_samples_pass_in_float32_without_drift():
         ),
         (
             lambda: HiPPO("legs", 4).encode(torch.ones(3, 2), times=torch.ones(3)),
-            r"times must have shape \(2,\), got \(3,\)",
+            r"times must be a tensor of shape \(2,\), got \(3,\)",
         ),
-        (lambda: HiPPO("legs", 4).step(torch.ones(3), interval=0), "interval must be above 0"),
+        (
+            lambda: HiPPO("legs", 4).step(torch.ones(3), interval=0),
+            "interval must be a number above 0",
+        ),
         (
             lambda: HiPPO("legs", 4).step(torch.ones(3), HiPPO("legs", 5).encode(torch.ones(3, 2))),
             r"coefficients of shape \(batch, order\) = \(3, 4\), got \(3, 5\): is it another",

@@ -20,7 +20,7 @@ from trialrun.dossiers.hippo.memories import (
 )
 from trialrun.dossiers.hippo.nets import Classifier, accuracy, build, lstm, size_of, train
 from trialrun.material.curves import band_limited_noise
-from trialrun.sequence.hippo import HiPPO
+from trialrun.sequence.hippo import HiPPO, transition
 
 TRIAL = claim.TRIAL
 NOISE = band_limited_noise(6, seed=3)
@@ -117,8 +117,8 @@ def test_digits_of_training_and_scoring_are_disjoint_and_differ_by_seed(small):
 
 
 def test_the_control_of_pixels_forgets_and_stays_so():
-    net = claim._pixel_net("s4d-short", 8, 0)
-    free = claim._pixel_net("s4d", 8, 0)
+    net = claim._pixel_net("s4d-short", 8, 50, 0)
+    free = claim._pixel_net("s4d", 8, 50, 0)
     assert size_of(net) < size_of(free)
     kernel = net.body.layers[0].kernel(50).detach()
     assert float(kernel[:, 12:].abs().max()) < 0.01 * float(kernel.abs().max())
@@ -129,9 +129,24 @@ def test_the_control_of_pixels_forgets_and_stays_so():
     assert torch.equal(net.body.layers[0].log_dt, before)
 
 
+def test_the_net_of_random_frequencies_differs_in_them_alone():
+    ours, random = (claim._pixel_net(arm, 8, 50, 0) for arm in ("s4d", "s4d-random"))
+    legs = torch.linalg.eigvals(transition("legsd", 32).A).imag.max()
+    for one, other in zip(ours.body.layers, random.body.layers, strict=True):
+        assert float(one.frequency.max()) == pytest.approx(float(legs), rel=1e-4)
+        assert not torch.equal(one.frequency, other.frequency)
+        assert 0 <= float(other.frequency.min()) <= float(other.frequency.max()) <= float(legs)
+        for name in ("log_dt", "log_decay", "C", "D"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_lstms_on_strokes_train_as_long_in_quick_as_in_full():
+    assert TRIAL.budgets["quick"].lstm_steps == TRIAL.budgets["full"].lstm_steps
+
+
 def test_rivals_are_not_smaller_than_ours():
     for width in (8, 32, 64):
-        s4d, plain = (size_of(claim._pixel_net(arm, width, 0)) for arm in ("s4d", "lstm"))
+        s4d, plain = (size_of(claim._pixel_net(arm, width, 50, 0)) for arm in ("s4d", "lstm"))
         assert plain >= s4d or width != 32
         hippo, plain = (size_of(claim._stroke_net(kind, width, 0)) for kind in ("hippo", "lstm"))
         assert plain > hippo or width != 32
@@ -190,7 +205,7 @@ def test_a_users_series_are_scored_in_disjoint_blocks(tmp_path):
     rows = [",".join(map(str, row.round(6))) for row in waves]
     file = tmp_path / "own.ts"
     file.write_text("@timeStamps false\n@classLabel false\n@data\n" + "\n".join(rows) + "\n")
-    budget = replace(TRIAL.budgets["quick"], seeds=3, order=32)
+    budget = replace(TRIAL.budgets["quick"], seeds=3, first_seed=0, order=32)
     ctx = Context(budget=budget, seed=1, on=On("series", str(file)))
     claim.check_on(ctx)
     mine, others = claim._signals(ctx)

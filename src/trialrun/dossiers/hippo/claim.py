@@ -1,6 +1,6 @@
 """Measure the claims on HiPPO memory and S4D (gu2020hippo, gu2022s4d).
 
-The rules stand in the card. Memories are float32 throughout; nets of one seed see the same data in
+The rules stand in the card. Memories are kept in float32; nets of one seed see the same data in
 the same order of batches.
 """
 
@@ -38,6 +38,7 @@ USUAL = 1024
 SAMPLES = 64
 OTHERS = 512
 RATES = {"half": 32, "double": 128}
+_SHOWN = ("s4d-random", "lstm-chrono")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,10 @@ class HippoBudget(Budget):
         Digits trained on; 1,000 others, or fewer where fewer are left, are scored.
     pixel_steps, stroke_steps : int
         Gradient steps of every net, on 50 sequences each.
+    lstm_steps : int
+        Gradient steps of the LSTMs on strokes, which learn more slowly: no fewer.
+    shown_steps : int
+        Gradient steps on pixels of the nets that are shown and not judged.
     strokes : int
         Strokes trained on; half as many others are scored.
     width : int
@@ -67,7 +72,9 @@ class HippoBudget(Budget):
     pool: int
     digits: int = 4000
     pixel_steps: int
+    shown_steps: int
     stroke_steps: int
+    lstm_steps: int
     strokes: int = 2000
     width: int = 32
 
@@ -138,21 +145,30 @@ def _digits(ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[:first], y[:first], x[first:last], y[first:last]
 
 
-def _pixel_net(arm: str, width: int, seed: int) -> nn.Module:
-    if arm == "lstm":
+def _pixel_net(arm: str, width: int, length: int, seed: int) -> nn.Module:
+    if arm.startswith("lstm"):
         # The mean over time serves an LSTM better here than its last step does.
         wide = width + width // 2
-        return Classifier(nn.LSTM(1, wide, batch_first=True), wide, 10, pooled=True)
-    body = S4DStack(1, width, layers=2, seed=seed)
+        plain = arm == "lstm"
+        body = nn.LSTM(1, wide, batch_first=True) if plain else lstm(1, wide, longest=length)
+        return Classifier(body, wide, 10, pooled=True)
+    stack = S4DStack(1, width, layers=2, seed=seed)
+    if arm == "s4d-random":
+        # As many modes in the same band with the same decay and steps, but nobody chose them.
+        random = torch.Generator().manual_seed(split(seed, "frequencies"))
+        with torch.no_grad():
+            for layer in stack.layers:
+                most = float(layer.frequency.max())
+                layer.frequency.uniform_(0, most, generator=random)
     if arm == "s4d-short":
         with torch.no_grad():
-            for layer in body.layers:
+            for layer in stack.layers:
                 # A decay of 1/2 per unit of time: e-fold within two steps at a step of 1.
                 layer.log_dt.zero_()
                 layer.log_dt.requires_grad_(False)
                 layer.log_decay.requires_grad_(False)
     # Read at the last step, where only what was remembered counts.
-    return Classifier(body, width, 10, pooled=False)
+    return Classifier(stack, width, 10, pooled=False)
 
 
 def pixels(ctx: Context, *, arm: str) -> Measurement:
@@ -163,10 +179,12 @@ def pixels(ctx: Context, *, arm: str) -> Measurement:
         net = build(lambda: nn.Sequential(nn.Flatten(), nn.Linear(x.shape[1], 10)), ctx.seed)
         rate = 2e-3
     else:
-        net = build(partial(_pixel_net, arm, sizes.width, split(ctx.seed, "pixels")), ctx.seed)
-        rate = 5e-3 if arm == "lstm" else 1e-2
+        make = partial(_pixel_net, arm, sizes.width, x.shape[1], split(ctx.seed, "pixels"))
+        net = build(make, ctx.seed)
+        rate = 5e-3 if arm.startswith("lstm") else 1e-2
     net.to(ctx.device)
-    loss = train(net, x, y, steps=sizes.pixel_steps, rate=rate, seed=ctx.seed)
+    steps = sizes.shown_steps if arm in _SHOWN else sizes.pixel_steps
+    loss = train(net, x, y, steps=steps, rate=rate, seed=ctx.seed)
     return Measurement.of(
         accuracy(net, other_x, other_y), n=len(other_y), loss=loss, parameters=size_of(net)
     )
@@ -196,7 +214,8 @@ def train_strokes(ctx: Context, folder: Path, *, kind: str) -> None:
     net = build(partial(_stroke_net, kind, sizes.width, split(ctx.seed, "strokes")), ctx.seed)
     net.to(ctx.device)
     x, y = _strokes(ctx, "train", sizes.strokes, SAMPLES)
-    train(net, x, y, steps=sizes.stroke_steps, rate=5e-3, seed=ctx.seed)
+    steps = sizes.stroke_steps if kind.startswith("hippo") else sizes.lstm_steps
+    train(net, x, y, steps=steps, rate=5e-3, seed=ctx.seed)
     save_file(
         {k: v.cpu().contiguous() for k, v in net.state_dict().items()}, folder / "net.safetensors"
     )
@@ -231,13 +250,49 @@ def _arms(measure: Callable[..., Measurement], *names: str) -> dict[str, Arm]:
 
 
 _SMOKE = HippoBudget(
-    seeds=2, signals=4, order=16, pool=4, digits=100, pixel_steps=2, stroke_steps=2, strokes=40
+    seeds=2,
+    signals=4,
+    order=16,
+    pool=4,
+    digits=100,
+    pixel_steps=2,
+    shown_steps=2,
+    stroke_steps=2,
+    lstm_steps=2,
+    strokes=40,
 )
-_QUICK = HippoBudget(seeds=3, signals=32, pool=2, pixel_steps=100, stroke_steps=100)
-_FULL = HippoBudget(seeds=5, first_seed=100, signals=64, pool=1, pixel_steps=120, stroke_steps=300)
+_QUICK = HippoBudget(
+    seeds=3,
+    first_seed=70,
+    signals=32,
+    pool=2,
+    pixel_steps=100,
+    shown_steps=50,
+    stroke_steps=100,
+    lstm_steps=300,
+)
+_FULL = HippoBudget(
+    seeds=5,
+    first_seed=200,
+    signals=64,
+    pool=1,
+    pixel_steps=120,
+    shown_steps=40,
+    stroke_steps=300,
+    lstm_steps=300,
+)
 # Sized for one H200, where the loops over time decide; it has not been run.
 _GPU = HippoBudget(
-    seeds=3, signals=256, pool=1, pixel_steps=1500, stroke_steps=1000, strokes=8000, width=64
+    seeds=3,
+    first_seed=300,
+    signals=256,
+    pool=1,
+    pixel_steps=1500,
+    shown_steps=1500,
+    stroke_steps=1000,
+    lstm_steps=1000,
+    strokes=8000,
+    width=64,
 )
 
 TRIAL = Trial(
@@ -245,7 +300,7 @@ TRIAL = Trial(
     arms={
         "timescale": _arms(timescale, "legs", "legt", "legt-told", "legs-fixed", "random-scaled"),
         "memory": _arms(memory, "legs", "legt", "bins", "random", "legt-told"),
-        "pixels": _arms(pixels, "s4d", "lstm", "linear", "s4d-short"),
+        "pixels": _arms(pixels, "s4d", "lstm", "linear", "s4d-short", *_SHOWN),
         "rate": _arms(rate, "hippo", "lstm", "lstm-resampled", "hippo-fixed", "lstm-chrono"),
     },
     prepare={

@@ -24,8 +24,8 @@ def written(noise: Signals, length: int) -> Tensor:
 class RandomScaled:
     """x' = (A x + B u) / t with a random symmetric A that has LegS's eigenvalues -1, ..., -order.
 
-    B has a random direction and the length of LegS's. On the eigenvectors the bilinear recurrence
-    is one number for each, so the last state is a product with known weights.
+    B has a random direction and the length of LegS's. It steps by the bilinear method. As in LegS,
+    a step is computed in float64 and the state kept in the signal's type.
     """
 
     def __init__(self, order: int, *, seed: int) -> None:
@@ -33,20 +33,21 @@ class RandomScaled:
         basis, _ = np.linalg.qr(random.standard_normal((order, order)))
         direction = random.standard_normal(order)
         length = float(transition("legs", order).B.norm())
-        self.basis = torch.from_numpy(basis).float()
-        self.drive = torch.from_numpy(direction / np.linalg.norm(direction) * length).float()
+        self.basis = torch.from_numpy(basis)
+        self.drive = torch.from_numpy(direction / np.linalg.norm(direction) * length)
         self.order = order
 
     def encode(self, u: Tensor) -> Tensor:
-        """Return the last state (batch, order), in float32."""
-        half = 0.5 / torch.arange(2, u.shape[1] + 1, dtype=torch.float64)[:, None]
-        least = 1 + half * torch.arange(1, self.order + 1)
-        factor = (2 - least) / least
-        # What is left of each sample in the last state: the product of the later factors.
-        later = torch.cat([factor[1:], torch.ones(1, self.order)]).flip(0).cumprod(0).flip(0)
-        first = (factor[:1] * later[:1] * self.basis[0]).float()
-        rest = (2 * half / least * later * (self.drive.double() @ self.basis.double())).float()
-        return u @ torch.cat([first, rest]) @ self.basis.T
+        """Return the last state (batch, order)."""
+        rates = torch.arange(1, self.order + 1, dtype=torch.float64)
+        drive = self.drive @ self.basis
+        state = torch.nn.functional.pad(u[:, :1], (0, self.order - 1))
+        for k, now in enumerate(u.double().unbind(1)[1:], start=2):
+            # On the eigenvectors a step is one number for each.
+            least = 1 + 0.5 / k * rates
+            turned = (2 - least) / least * (state.double() @ self.basis)
+            state = ((turned + now[:, None] * drive / (k * least)) @ self.basis.T).to(u.dtype)
+        return state
 
 
 def state_after(arm: str, noise: Signals, length: int, usual: int, order: int, seed: int) -> Tensor:
@@ -85,7 +86,10 @@ def read_back(
         return _fitted(u, written(others, length), order, seed)
     chosen = {"legs": None, "legt": window, "legt-told": length}[arm]
     memory = HiPPO("legs" if arm == "legs" else "legt", order, window=chosen)
-    state = memory.encode(u)
+    # One sample at a time, so that between samples all is in what the state is kept in.
+    state = memory.start(u)
+    for now in u.unbind(1):
+        state = memory.step(now, state)
     known = memory.reconstruct(state)
     # Before its window a memory knows nothing: the mean of the signals, zero, stands there.
     return torch.nn.functional.pad(known, (length - known.shape[1], 0))

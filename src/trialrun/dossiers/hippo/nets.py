@@ -29,7 +29,7 @@ class Classifier(nn.Module):
 
 
 class S4DStack(nn.Module):
-    """Residual blocks of layer normalisation and S4D over an input map."""
+    """Residual blocks of layer normalisation and S4D over an input map, started from LegS."""
 
     layers: Any
     norms: Any
@@ -39,7 +39,8 @@ class S4DStack(nn.Module):
         self.enter = nn.Linear(inputs, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.layers = nn.ModuleList(
-            S4D(width, state, dt_range=(1e-3, 1e-1), seed=split(seed, i)) for i in range(layers)
+            S4D(width, state, init="legs", dt_range=(1e-3, 1e-1), seed=split(seed, i))
+            for i in range(layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:

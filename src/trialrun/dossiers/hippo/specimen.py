@@ -168,6 +168,6 @@ SPECIMENS = (
         entry=f"{_MODULE}:parameter_groups",
         run=_groups,
         inputs=lambda seed: {"seed": seed},
-        bad=((r"lr must be above 0", lambda: parameter_groups(S4D(2, 4), lr=0.0)),),
+        bad=((r"lr must be a number above 0", lambda: parameter_groups(S4D(2, 4), lr=0.0)),),
     ),
 )

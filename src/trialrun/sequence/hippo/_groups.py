@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from trialrun.core.errors import UsageError
 from trialrun.core.shapes import check_range
-from trialrun.sequence.hippo._checks import Number
+from trialrun.sequence.hippo._checks import Number, number, positive
 from trialrun.sequence.hippo._layer import SSMLayer
 
 
@@ -48,9 +49,10 @@ def parameter_groups(
     [(0.01, 0.01, 4), (0.001, 0.0, 3)]
     """
     for name, value in (("lr", lr), ("ssm_lr", ssm_lr)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value!r}")
-    check_range("weight_decay", weight_decay, low=0)
+        positive(name, value)
+    check_range("weight_decay", number("weight_decay", weight_decay), low=0)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be an nn.Module, got {type(model).__name__}")
     special = {
         id(parameter)
         for module in model.modules()

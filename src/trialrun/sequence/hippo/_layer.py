@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from trialrun.blocks.convolution import causal_conv
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_range
-from trialrun.sequence.hippo._checks import Number, floats, one_of, whole
+from trialrun.sequence.hippo._checks import (
+    Number,
+    fits,
+    floats,
+    number,
+    one_of,
+    positive,
+    whole,
+    wide,
+)
 
 MIXES = ("glu", "linear", "none")
 
@@ -57,17 +66,18 @@ class SSMLayer(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        whole("d_model", d_model, low=1)
-        whole("d_state", d_state, low=2)
+        d_model, d_state = whole("d_model", d_model, low=1), whole("d_state", d_state, low=2)
         if d_state % 2:
             raise ValueError(
                 f"d_state must be even, as states come in conjugate pairs, got {d_state}"
             )
-        low, high = dt_range
-        if not 0 < low <= high < math.inf:
+        if not isinstance(dt_range, tuple | list) or len(dt_range) != 2:
+            raise ValueError(f"dt_range must be a pair 0 < low <= high, got {dt_range!r}")
+        low, high = (positive("dt_range", end) for end in dt_range)
+        if low > high:
             raise ValueError(f"dt_range must hold 0 < low <= high, got {dt_range!r}")
         one_of("mix", mix, MIXES)
-        check_range("dropout", dropout, low=0, high=1 - 1e-9)
+        check_range("dropout", number("dropout", dropout), low=0, high=1 - 1e-9)
         self.d_model, self.d_state, self.mix_kind = d_model, d_state, mix
         random = torch.Generator().manual_seed(split(seed, "ssm"))
         spread = torch.rand(d_model, generator=random)
@@ -121,8 +131,7 @@ class SSMLayer(nn.Module):
         ValueError
             If ``length`` or ``rate`` is out of range.
         """
-        whole("length", length, low=1)
-        check_rate(rate)
+        length, rate = whole("length", length, low=1), positive("rate", rate)
         with torch.autocast(self.C.device.type, enabled=False):
             return self._kernel(length, rate).to(wide(self.C.dtype))
 
@@ -136,7 +145,7 @@ class SSMLayer(nn.Module):
         x: Float[Tensor, "batch width"],
         state: Complex[Tensor, "batch width pairs"] | None = None,
         *,
-        rate: Number = 1.0,
+        rate: Number | Float[Tensor, " batch"] = 1.0,
     ) -> tuple[Float[Tensor, "batch width"], Complex[Tensor, "batch width pairs"]]:
         """Map one step; what `forward` gives at that time, from the same weights.
 
@@ -145,7 +154,7 @@ class SSMLayer(nn.Module):
         x : tensor of shape (batch, d_model)
         state : complex tensor of shape (batch, d_model, d_state / 2), or None
             What the last step returned; None before the first.
-        rate : float above 0
+        rate : float above 0, or for `S4D` a tensor of shape (batch,)
             Length of this step as a factor, so steps need not be even.
 
         Returns
@@ -158,6 +167,13 @@ class SSMLayer(nn.Module):
             If a shape does not fit, or the state is another layer's.
         """
         self._check_x(x, ("batch", "width"))
+        if isinstance(rate, Tensor) and rate.ndim:
+            if rate.shape != x.shape[:1]:
+                raise ValueError(
+                    f"rate must be a number above 0, or of shape (batch,) = ({len(x)},), got shape "
+                    f"{tuple(rate.shape)}"
+                )
+            rate = rate[:, None]
         y, state = self.scan(x[:, None], state, rate=rate)
         return y[:, 0], state
 
@@ -185,7 +201,7 @@ class SSMLayer(nn.Module):
         self._check_x(x, ("batch", "time", "width"))
         state = self._checked_state(state, x.shape[0])
         with torch.autocast(x.device.type, enabled=False):
-            y, state = self._scan(x.to(wide(x.dtype)), state, rate)
+            y, state = self._scan(x.to(state.real.dtype), state, rate)
         return self._mixed(y.to(x.dtype), x), state
 
     def _kernel(self, length: int, rate: Number) -> Tensor:
@@ -208,13 +224,15 @@ class SSMLayer(nn.Module):
         floats("x", x, axes)
         if x.shape[-1] != self.d_model:
             raise ValueError(f"x must have {self.d_model} channels, got {x.shape[-1]}")
+        fits("x", x, self.C, "layer")
 
     def _checked_state(self, state: Tensor | None, batch: int) -> Tensor:
         blank = self.start(batch)
         if state is None:
             return blank
         if not isinstance(state, Tensor) or state.shape != blank.shape or not state.is_complex():
-            shape = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            tensor = isinstance(state, Tensor)
+            shape = f"{state.dtype} {tuple(state.shape)}" if tensor else type(state).__name__
             raise ValueError(
                 f"state must be complex of shape (batch, d_model, d_state / 2) = "
                 f"{tuple(blank.shape)}, got {shape}: is it another layer's?"
@@ -230,17 +248,6 @@ def as_complex(pairs: Tensor) -> Tensor:
 def as_pairs(values: Tensor) -> Tensor:
     """Return complex values as float32 (..., 2), the form in which they are stored."""
     return torch.view_as_real(values.to(torch.complex64).resolve_conj().contiguous()).clone()
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type that a layer computes in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_rate(rate: Any) -> None:
-    """Raise unless a rate is a number above 0."""
-    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise ValueError(f"rate must be a number above 0, got {rate!r}")
 
 
 def seeded_linear(inputs: int, outputs: int, random: torch.Generator) -> nn.Linear:

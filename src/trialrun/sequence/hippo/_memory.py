@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trialrun.sequence.hippo._basis import READABLE, longest_age, reading
-from trialrun.sequence.hippo._checks import Number, floats, one_of
+from trialrun.sequence.hippo._checks import Number, floats, one_of, positive, shown, whole, wide
 from trialrun.sequence.hippo._legs import legs_step, legs_sweep
 from trialrun.sequence.hippo._runs import run_each, run_fixed
 from trialrun.sequence.hippo._transition import (
@@ -19,6 +19,8 @@ from trialrun.sequence.hippo._transition import (
     implicit_share,
     transition,
 )
+
+_WINDOWS = ("legt", "lmu", "fout")
 
 
 class HiPPOState(NamedTuple):
@@ -33,11 +35,15 @@ class HiPPO(nn.Module):
 
     ``legs`` without a window is the scale-free memory: it weighs everything since the beginning
     alike, has no length to choose, and a step costs O(order). Every other measure, and ``legs``
-    with a window, advances by a fixed step of 1 / window. All work on float32 or float64 signals
-    and pass gradients to them; there is nothing to train.
+    with a window, advances by a fixed step of 1 / window. All pass gradients to the signal; there
+    is nothing to train. Signals narrower than float32 are remembered in float32, under autocast
+    too; a state is kept in the wider type of signal and former state.
 
     The scale-free memory is singular at time 0: its first sample is taken as a constant past, so
-    the state after it is (u, 0, 0, ...).
+    the state after it is (u, 0, 0, ...). It computes in float64, but a state kept in float32 is
+    rounded after every call: in more than about a million calls that adds up to 1e-4, and from some
+    ten million samples on a single sample is lost in it. Begin such a stream with
+    ``start(u.double())``, whose state stays in float64.
 
     Parameters
     ----------
@@ -47,7 +53,8 @@ class HiPPO(nn.Module):
         Numbers remembered.
     method : str
         Discretisation, as in `discretise`. ``forward`` is unstable where a step is long for the
-        order, so in the first ``order`` samples of ``legs``.
+        order: in the first ``order`` samples of ``legs``, and at every step of ``legt`` and ``lmu``
+        whose window is not many times ``order**2``.
     window : float above 0, or None
         Samples in one unit of time, for every measure but scale-free ``legs``. It must cover what
         is to be remembered.
@@ -84,6 +91,7 @@ class HiPPO(nn.Module):
         beta: Number | None = None,
     ) -> None:
         super().__init__()
+        order = whole("order", order, low=1)
         self.system = transition(measure, order, alpha=alpha, beta=beta)
         one_of("method", method, METHODS)
         self.measure, self.order, self.method, self.window = measure, order, method, window
@@ -94,11 +102,11 @@ class HiPPO(nn.Module):
                 f"window must be given for {measure}, the samples in its unit of time; "
                 "only legs does without one"
             )
-        if window is not None and not 0 < window < float("inf"):
-            raise ValueError(f"window must be above 0 samples, got {window!r}")
-        self.new = implicit_share("bilinear" if method == "zoh" else method, share)
+        if window is not None:
+            positive("window", window, " samples")
+        self.new = implicit_share(method, share)
         self.scaled = window is None
-        self.fixed = None if window is None else self._discrete(1.0 / window)
+        self.fixed = None if window is None else self._discrete(1.0 / float(window))
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
@@ -127,7 +135,7 @@ class HiPPO(nn.Module):
 
     def start(self, u: Tensor) -> HiPPOState:
         """Return the empty memory for signals like ``u``, whose first axis is the batch."""
-        return HiPPOState(u.new_zeros(u.shape[0], self.order), 0.0)
+        return HiPPOState(u.new_zeros(u.shape[0], self.order, dtype=wide(u.dtype)), 0.0)
 
     def step(
         self, u: Float[Tensor, " batch"], state: HiPPOState | None = None, *, interval: Number = 1.0
@@ -149,8 +157,11 @@ class HiPPO(nn.Module):
         """
         floats("u", u, ("batch",))
         state = self._checked(state, u)
-        if not interval > 0:
-            raise ValueError(f"interval must be above 0 samples, got {interval!r}")
+        interval = positive("interval", interval, " samples")
+        with torch.autocast(u.device.type, enabled=False):
+            return self._step(u.to(state.coefficients.dtype), state, interval)
+
+    def _step(self, u: Tensor, state: HiPPOState, interval: float) -> HiPPOState:
         now = state.elapsed + interval
         memory = state.coefficients
         if self.scaled and not state.elapsed:
@@ -229,14 +240,15 @@ class HiPPO(nn.Module):
             Samples to give back, up to now; None is all that the measure reaches and has seen.
         ages : tensor of shape (points,), or None
             Points to read in place of ``length``, as samples before now: half a sample is the
-            middle of the last.
+            middle of the last. From 0 to what has elapsed, and no further back than a window.
 
         Raises
         ------
         ValueError
             For a memory that has seen nothing, a measure without a basis, or wrong arguments.
         """
-        state = self._checked(state, state.coefficients)
+        held = getattr(state, "coefficients", None)
+        state = self._checked(state, held if isinstance(held, Tensor) else torch.empty(1))
         if self.measure not in READABLE:
             raise ValueError(
                 f"{self.measure} has no basis to read a signal from: use one of "
@@ -245,17 +257,24 @@ class HiPPO(nn.Module):
         if not state.elapsed:
             raise ValueError("the memory is empty, expected at least one sample: encode one first")
         unit = state.elapsed if self.window is None else self.window
-        if ages is None:
+        far = min(state.elapsed, unit) if self.measure in _WINDOWS else state.elapsed
+        points = self._points(length, far, unit) if ages is None else _ages(ages, length, far)
+        table = reading(self.measure, self.order, points / unit, scaled=self.scaled, **self.tilt)
+        memory = state.coefficients
+        with torch.autocast(memory.device.type, enabled=False):
+            return memory @ table.T.to(memory)
+
+    def _points(self, length: int | None, far: Number, unit: Number) -> Tensor:
+        """Return the ages of the middles of the last samples, oldest first."""
+        if length is None:
             reach = 1.0 if self.scaled else longest_age(self.measure, self.order)
-            known = max(1, int(min(state.elapsed, reach * unit)))
-            length = known if length is None else length
-            if isinstance(length, bool) or not 1 <= length <= state.elapsed:
-                raise ValueError(f"length must be from 1 to {int(state.elapsed)}, got {length!r}")
-            ages = torch.arange(length, 0, -1, dtype=torch.float64) - 0.5
-        table = reading(
-            self.measure, self.order, ages.cpu() / unit, scaled=self.scaled, **self.tilt
-        )
-        return state.coefficients @ table.T.to(state.coefficients)
+            length = max(1, int(min(far, reach * unit)))
+        most = max(1, int(far))
+        if whole("length", length, low=1) > most:
+            raise ValueError(f"length must be from 1 to {most}, got {length!r}")
+        ages = torch.arange(int(length), 0, -1, dtype=torch.float64) - 0.5
+        # A first sample may be less than half a sample old.
+        return ages.clamp(max=float(far))
 
     def _checked(self, state: HiPPOState | None, like: Tensor) -> HiPPOState:
         if state is None:
@@ -268,16 +287,19 @@ class HiPPO(nn.Module):
                 f"state must be a HiPPOState with coefficients of shape (batch, order) = "
                 f"{expected}, got {got}: is it another memory's?"
             )
-        return state
+        if not held.is_floating_point():
+            raise ValueError(f"state must hold real floating-point numbers, got {held.dtype}")
+        kind = torch.promote_types(wide(like.dtype), wide(held.dtype))
+        return HiPPOState(held.to(kind), state.elapsed)
 
     def _gaps(self, time: int, elapsed: Number, times: Tensor | None) -> Tensor | None:
         if times is None:
             return None
-        if times.shape != (time,):
-            raise ValueError(f"times must have shape ({time},), got {tuple(times.shape)}")
+        if not isinstance(times, Tensor) or times.shape != (time,):
+            raise ValueError(f"times must be a tensor of shape ({time},), got {_shape(times)}")
         when = torch.cat([torch.tensor([elapsed]).double(), times.detach().double().cpu()])
         gaps = when.diff()
-        if not bool((gaps > 0).all()):
+        if not bool(((gaps > 0) & gaps.isfinite()).all()):
             raise ValueError(
                 f"times must increase from above {elapsed:g} samples, got a gap of "
                 f"{float(gaps.min()):g}"
@@ -290,6 +312,12 @@ class HiPPO(nn.Module):
         floats("u", u, ("batch", "time"))
         state = self._checked(state, u)
         gaps = self._gaps(u.shape[1], state.elapsed, times)
+        with torch.autocast(u.device.type, enabled=False):
+            return self._advance(u.to(state.coefficients.dtype), state, gaps, every)
+
+    def _advance(
+        self, u: Tensor, state: HiPPOState, gaps: Tensor | None, every: bool
+    ) -> tuple[Tensor, float]:
         if self.scaled:
             return self._run_scaled(u, state, gaps, every)
         last = state.elapsed + (u.shape[1] if gaps is None else float(gaps.sum()))
@@ -304,17 +332,39 @@ class HiPPO(nn.Module):
     ) -> tuple[Tensor, float]:
         gaps = torch.ones(u.shape[1], dtype=torch.float64) if gaps is None else gaps
         now = state.elapsed + gaps.cumsum(0)
+        last = float(now[-1])
         memory, head = state.coefficients, []
         if not state.elapsed:
             memory = nn.functional.pad(u[:, :1], (0, self.order - 1))
             head, u, gaps, now = [memory[:, None]], u[:, 1:], gaps[1:], now[1:]
             if not len(now):
-                return (memory[:, None] if every else memory), 1.0
+                return (memory[:, None] if every else memory), last
         if self.method == "zoh":
             found = run_each(u, memory, _held(now, now - gaps), self._discrete, every=every)
         else:
             found = legs_sweep(u, (gaps / now).to(u.device), memory, self.new, every=every)
-        return (torch.cat([*head, found], dim=1) if every else found), float(now[-1])
+        return (torch.cat([*head, found], dim=1) if every else found), last
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _ages(ages: Tensor, length: int | None, far: Number) -> Tensor:
+    """Return ages in float64 on the CPU, or raise unless they are 0 to ``far``."""
+    if length is not None:
+        raise ValueError(f"length must not be given with ages, got {shown(length)}: leave one out")
+    if not isinstance(ages, Tensor) or ages.ndim != 1 or not ages.numel() or ages.is_complex():
+        raise ValueError(
+            f"ages must be a tensor of real numbers of shape (points,), got {_shape(ages)}"
+        )
+    ages = ages.detach().double().cpu()
+    if not bool(((ages >= 0) & (ages <= far)).all()):
+        raise ValueError(
+            f"ages must be from 0 to {far:g} samples, got {float(ages.min()):g} to "
+            f"{float(ages.max()):g}"
+        )
+    return ages
 
 
 def _tilt(measure: str, alpha: Number | None, beta: Number | None) -> dict[str, float]:

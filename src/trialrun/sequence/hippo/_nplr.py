@@ -53,7 +53,7 @@ def nplr(measure: str, order: int) -> NPLR:
     [-0.5, -0.5]
     """
     one_of("measure", measure, NPLR_MEASURES)
-    whole("order", order, low=2)
+    order = whole("order", order, low=2)
     if order % 2:
         raise ValueError(f"order must be even, one number a pole and its conjugate, got {order}")
     A, B = transition(measure, order)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
-from trialrun.sequence.hippo._checks import Number, floats, whole
+from trialrun.sequence.hippo._checks import Number, fits, floats, whole, wide
 from trialrun.sequence.hippo._layer import seeded_linear
 from trialrun.sequence.hippo._memory import HiPPO, HiPPOState
 from trialrun.sequence.hippo._transition import Transition
@@ -30,7 +30,9 @@ class HiPPORNN(nn.Module):
 
     At each step the cell sees the input and the memory's coefficients, and a linear map of the new
     hidden state is what the memory takes in. With scale-free ``legs`` the memory of a sequence
-    hardly depends on how densely it was sampled.
+    hardly depends on how densely it was sampled. The memory is kept in float32, or in float64 with
+    weights in float64, under autocast and for weights in half precision too; beyond some millions
+    of steps of scale-free ``legs`` its updates are lost in float32.
 
     Parameters
     ----------
@@ -60,8 +62,8 @@ class HiPPORNN(nn.Module):
         self, inputs: int, hidden: int, memory: HiPPO, *, channels: int = 1, seed: int = 0
     ) -> None:
         super().__init__()
-        for name, value in (("inputs", inputs), ("hidden", hidden), ("channels", channels)):
-            whole(name, value, low=1)
+        inputs, hidden = whole("inputs", inputs, low=1), whole("hidden", hidden, low=1)
+        channels = whole("channels", channels, low=1)
         if not isinstance(memory, HiPPO):
             raise UsageError(f"memory must be a HiPPO, got {type(memory).__name__}")
         self.inputs, self.hidden, self.channels, self.memory = inputs, hidden, channels, memory
@@ -69,7 +71,7 @@ class HiPPORNN(nn.Module):
         self.read = seeded_linear(inputs + channels * memory.order, 3 * hidden, random)
         self.gates = seeded_linear(hidden, 3 * hidden, random)
         self.write = seeded_linear(hidden, channels, random)
-        self._kept: tuple[tuple[float, int], Transition] | None = None
+        self._kept: tuple[HiPPO, tuple[Number, int], Transition] | None = None
 
     def forward(
         self, x: Float[Tensor, "batch time features"], state: RNNState | None = None
@@ -89,16 +91,18 @@ class HiPPORNN(nn.Module):
         floats("x", x, ("batch", "time", "features"))
         if x.shape[2] != self.inputs:
             raise ValueError(f"x must have {self.inputs} features, got {x.shape[2]}")
+        fits("x", x, self.read.weight, "net")
         hidden, memory, elapsed = self._begun(x, state)
         outputs = []
         block = max(1, _CACHED // self.memory.order**2)
         for part in x.split(block, dim=1):
-            A, B = (v.to(x) for v in self._systems(elapsed, part.shape[1]))
+            A, B = (v.to(memory) for v in self._systems(elapsed, part.shape[1]))
             for t, now in enumerate(part.unbind(1)):
-                seen = torch.cat([now, memory.reshape(len(x), -1)], dim=1)
+                seen = torch.cat([now, memory.reshape(len(x), -1).to(now.dtype)], dim=1)
                 hidden = self._cell(seen, hidden)
-                written = self.write(hidden).reshape(-1, 1)
-                memory = memory @ A[t].T + written * B[t]
+                written = self.write(hidden).reshape(-1, 1).to(memory.dtype)
+                with torch.autocast(x.device.type, enabled=False):
+                    memory = memory @ A[t].T + written * B[t]
                 outputs.append(hidden)
             elapsed += part.shape[1]
         return torch.stack(outputs, dim=1), RNNState(hidden, HiPPOState(memory, elapsed))
@@ -108,23 +112,33 @@ class HiPPORNN(nn.Module):
         reset_h, update_h, new_h = self.gates(hidden).chunk(3, dim=1)
         update = torch.sigmoid(update + update_h)
         new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
-        return torch.lerp(new, hidden, update)
+        # Under autocast the parts are of several types, which lerp would refuse.
+        return new + update * (hidden - new)
 
     def _begun(self, x: Tensor, state: RNNState | None) -> tuple[Tensor, Tensor, float]:
         rows = x.shape[0] * self.channels
+        kind = wide(self.read.weight.dtype)
         if state is None:
-            return x.new_zeros(len(x), self.hidden), x.new_zeros(rows, self.memory.order), 0.0
+            blank = x.new_zeros(rows, self.memory.order, dtype=kind)
+            return x.new_zeros(len(x), self.hidden), blank, 0.0
         expected = ((len(x), self.hidden), (rows, self.memory.order))
+        if not isinstance(state, RNNState) or not isinstance(state.memory, HiPPOState):
+            raise UsageError(
+                f"state must be what an earlier call returned, got {type(state).__name__}"
+            )
         got = tuple(state.hidden.shape), tuple(state.memory.coefficients.shape)
         if got != expected:
             raise ValueError(
                 f"state must hold shapes {expected[0]} and {expected[1]}, got {got[0]} and "
                 f"{got[1]}: is it another net's?"
             )
-        return state.hidden, state.memory.coefficients, state.memory.elapsed
+        return state.hidden.to(x.dtype), state.memory.coefficients.to(kind), state.memory.elapsed
 
     def _systems(self, elapsed: Number, time: int) -> Transition:
         """Return each step's matrices, kept for the next call of the same length."""
-        if self._kept is None or self._kept[0] != (elapsed, time):
-            self._kept = ((elapsed, time), self.memory.systems(elapsed, time))
-        return self._kept[1]
+        kept, asked = self._kept, (elapsed, time)
+        if kept is None or kept[0] is not self.memory or kept[1] != asked:
+            # Matrices made in inference mode could not be trained through later.
+            with torch.inference_mode(False):
+                kept = self._kept = (self.memory, asked, self.memory.systems(elapsed, time))
+        return kept[2]

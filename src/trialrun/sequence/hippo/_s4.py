@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trialrun.blocks.convolution import smooth_length
-from trialrun.sequence.hippo._checks import Number
-from trialrun.sequence.hippo._layer import SSMLayer, as_complex, as_pairs, check_rate
+from trialrun.sequence.hippo._checks import Number, positive
+from trialrun.sequence.hippo._layer import SSMLayer, as_complex, as_pairs
 from trialrun.sequence.hippo._nplr import nplr
 
 _LEAK = 1e-10
@@ -79,17 +79,16 @@ class S4(SSMLayer):
         seed: int = 0,
     ) -> None:
         super().__init__(d_model, d_state, dt_range=dt_range, mix=mix, dropout=dropout, seed=seed)
-        form = nplr(measure, d_state)
+        form = nplr(measure, self.d_state)
         decay = (-form.poles.real).clamp(min=_LEAST_DECAY)
-        self.log_decay = nn.Parameter(torch.log(decay).float().expand(d_model, -1).clone())
-        self.frequency = nn.Parameter(form.poles.imag.float().expand(d_model, -1).clone())
-        self.P = nn.Parameter(as_pairs(form.P).expand(d_model, -1, -1, -1).clone())
-        self.B = nn.Parameter(as_pairs(form.B).expand(d_model, -1, -1).clone())
+        self.log_decay = nn.Parameter(torch.log(decay).float().expand(self.d_model, -1).clone())
+        self.frequency = nn.Parameter(form.poles.imag.float().expand(self.d_model, -1).clone())
+        self.P = nn.Parameter(as_pairs(form.P).expand(self.d_model, -1, -1, -1).clone())
+        self.B = nn.Parameter(as_pairs(form.B).expand(self.d_model, -1, -1).clone())
 
     def _system(self, rate: Number) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return poles (width, pairs), P (width, rank, pairs), B and C, for a step of length 1."""
-        check_rate(rate)
-        dt = self._dt(rate)[:, None]
+        dt = self._dt(positive("rate", rate))[:, None]
         poles = torch.complex(-torch.exp(self.log_decay.double()), self.frequency.double())
         root = torch.sqrt(dt)[..., None]
         return dt * poles, root * as_complex(self.P), dt * as_complex(self.B), as_complex(self.C)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trialrun.blocks.scan import linear_scan
-from trialrun.sequence.hippo._checks import Number, one_of
-from trialrun.sequence.hippo._layer import SSMLayer, as_complex, check_rate
+from trialrun.sequence.hippo._checks import Number, one_of, positive
+from trialrun.sequence.hippo._layer import SSMLayer, as_complex
 from trialrun.sequence.hippo._nplr import nplr
 
 INITS = ("lin", "inv", "legs", "real")
@@ -80,7 +80,7 @@ class S4D(SSMLayer):
         one_of("init", init, INITS)
         one_of("disc", disc, DISCS)
         self.disc = disc
-        poles = _poles(init, d_state).expand(d_model, -1)
+        poles = _poles(init, self.d_state).expand(self.d_model, -1)
         self.log_decay = nn.Parameter(torch.log(-poles.real).float())
         self.frequency = nn.Parameter(poles.imag.float().clone(), requires_grad=init != "real")
 
@@ -134,16 +134,19 @@ class S4D(SSMLayer):
         return super().scan(x, state, rate=rate)
 
     def _scan(self, x: Tensor, state: Tensor, rate: Any) -> tuple[Tensor, Tensor]:
-        if isinstance(rate, Tensor):
-            if rate.shape != x.shape[:2] or not bool((rate > 0).all()):
+        if isinstance(rate, Tensor) and rate.ndim:
+            right = rate.shape == x.shape[:2] and not rate.is_complex()
+            if not right or not bool(((rate > 0) & rate.isfinite()).all()):
+                least = (
+                    "" if rate.is_complex() or not rate.numel() else f" with least {rate.min():g}"
+                )
                 raise ValueError(
-                    f"rate must be above 0 and of shape (batch, time) = {tuple(x.shape[:2])}, "
-                    f"got shape {tuple(rate.shape)} with least {float(rate.min()):g}"
+                    f"rate must be finite, above 0 and of shape (batch, time) = "
+                    f"{tuple(x.shape[:2])}, got shape {tuple(rate.shape)}{least}"
                 )
             log_factor, weight = self._discrete(rate.double()[..., None])
         else:
-            check_rate(rate)
-            log_factor, weight = self._discrete(rate)
+            log_factor, weight = self._discrete(positive("rate", rate))
         factor, weight = torch.exp(log_factor).to(state.dtype), weight.to(state.dtype)
         # With one factor for all steps there is no axis of time in it, and none is made.
         states = linear_scan(factor, weight * x[..., None], state)

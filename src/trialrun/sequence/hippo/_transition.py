@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -17,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trialrun.core.shapes import check_range
-from trialrun.sequence.hippo._checks import Number, one_of, whole
+from trialrun.sequence.hippo._checks import Number, number, one_of, whole
 
 MEASURES = ("legs", "legt", "lmu", "lagt", "glagt", "fout", "foud", "legsd")
 METHODS = ("forward", "backward", "bilinear", "zoh", "gbt")
-_IMPLICIT = {"forward": 0.0, "bilinear": 0.5, "backward": 1.0}
+# zoh is exact and uses no share; it stands here with bilinear's.
+_IMPLICIT = {"forward": 0.0, "bilinear": 0.5, "backward": 1.0, "zoh": 0.5}
 
 
 class Transition(NamedTuple):
@@ -68,7 +70,7 @@ def transition(
     [[-1.0, -0.0], [-1.7320508075688772, -2.0]]
     """
     one_of("measure", measure, MEASURES)
-    whole("order", order, low=1)
+    order = whole("order", order, low=1)
     if measure in ("fout", "foud") and order % 2:
         raise ValueError(
             f"order must be even for {measure}, a cosine and a sine a frequency, got {order}: "
@@ -78,6 +80,8 @@ def transition(
         raise ValueError(f"alpha belongs to the measure glagt, got {alpha!r} for {measure}")
     if beta is not None and measure not in ("lagt", "glagt"):
         raise ValueError(f"beta belongs to the measures lagt and glagt, got {beta!r} for {measure}")
+    alpha = None if alpha is None else number("alpha", alpha)
+    beta = None if beta is None else number("beta", beta)
     if measure == "lagt":
         return _laguerre(order, 1.0 if beta is None else beta)
     if measure == "glagt":
@@ -198,7 +202,7 @@ def implicit_share(method: str, share: Number | None = None) -> float:
         if share is not None:
             raise ValueError(f"share belongs to the method gbt, got {share!r} for {method}")
         return _IMPLICIT[method]
-    if share is None or not 0 <= share <= 1:
+    if not isinstance(share, Real) or not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1] for the method gbt, got {share!r}")
     return float(share)
 
@@ -222,6 +226,8 @@ def discretise(
     method : str
         ``forward``, ``backward`` and ``bilinear`` let the new state drive none, all and half of the
         step, ``gbt`` a ``share`` of it; ``zoh`` is exact for an input that stays as it is.
+        ``forward`` is unstable unless steps are short: for ``legt`` and ``lmu``, far below
+        1 / order**2.
     share : float in [0, 1]
         For ``gbt`` only.
 
@@ -242,17 +248,23 @@ def discretise(
     [0.6, 0.4]
     """
     one_of("method", method, METHODS)
+    for name, value in (("A", A), ("B", B)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a tensor of real floating-point numbers, got {got}")
     if A.ndim != 2 or A.shape[0] != A.shape[1] or B.shape != A.shape[:1]:
         raise ValueError(
             f"A must have shape (order, order) and B (order,), got {tuple(A.shape)} and "
             f"{tuple(B.shape)}"
         )
+    if not isinstance(step, Tensor):
+        step = number("step", step)
     h = torch.as_tensor(step, dtype=A.dtype, device=A.device)
-    if not bool((h > 0).all()):
-        raise ValueError(f"step must be above 0, got {float(h.min())!r}")
+    if not bool(((h > 0) & h.isfinite()).all()):
+        raise ValueError(f"step must be above 0 and finite, got {float(h.min())!r} at least")
     eye, h = torch.eye(len(B), dtype=A.dtype, device=A.device), h[..., None, None]
     if method == "zoh":
-        implicit_share("bilinear", share)
+        implicit_share(method, share)
         # One exponential of the system with its held input, so a singular A needs no care.
         padded = torch.zeros(len(B) + 1, len(B) + 1, dtype=A.dtype, device=A.device)
         padded[:-1, :-1], padded[:-1, -1] = A, B
