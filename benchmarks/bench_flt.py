@@ -24,7 +24,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
 def make(*, causal: bool = True, masked: bool = True) -> FLTAttention:
     """Make the attention that is timed."""
-    rpe = SpectralRPE(heads=HEADS, freqs=32, scale=64.0) if masked else None
+    rpe = SpectralRPE(heads=HEADS, freqs=32, scale=1024.0) if masked else None
     return FLTAttention(WIDTH, HEADS, rpe=rpe, features=64, causal=causal).eval()
 
 

@@ -7,7 +7,7 @@ from trialrun.attention.flt import FLTAttention, SpectralRPE
 
 def main():
     """Attend causally over 4096 tokens, go on step by step, and look at the mask."""
-    rpe = SpectralRPE(dim=1, kind="local", heads=4, scale=32.0)
+    rpe = SpectralRPE(dim=1, kind="local", heads=4, scale=256.0)
     attn = FLTAttention(64, 4, rpe=rpe, features=128, causal=True).eval()
     x = torch.randn(1, 4096, 64, generator=torch.Generator().manual_seed(0))
 
@@ -21,8 +21,8 @@ def main():
             "the last step gives what the whole gives:", torch.allclose(y, whole[:, -1], atol=1e-4)
         )
 
-        distance = torch.tensor([[0.0], [8.0], [100.0]])
-        print("mask at 0, 8 and 100 tokens, first head:", rpe.mask(distance)[0].round(decimals=2))
+        distance = torch.tensor([[0.0], [64.0], [2000.0]])
+        print("mask at 0, 64 and 2000 tokens, first head:", rpe.mask(distance)[0].round(decimals=2))
 
     # Points in space: every token has coordinates, in units of the mask's scale.
     field = SpectralRPE(dim=3, kind="shift", heads=4, scale=1.0)

@@ -50,6 +50,16 @@ def test_arms_start_from_the_same_weights_and_differ_in_positions_alone(arm):
         assert torch.equal(x, y), (a, b)
 
 
+@pytest.mark.parametrize("arm", [arm for arm in lm.ARMS if arm != "softmax"])
+def test_contents_meet_the_same_random_features_in_every_arm(arm):
+    def contents(arm):
+        parts = [x for n, x in model(arm).state_dict().items() if n.endswith("projection")]
+        assert len(parts) == SHAPE.layers
+        return torch.stack([x[..., : SHAPE.width // SHAPE.heads] for x in parts])
+
+    assert torch.equal(contents(arm), contents("mixture"))
+
+
 @pytest.mark.parametrize("arm", lm.ARMS)
 def test_every_arm_is_causal_and_trains_all_it_has(arm):
     net, x = model(arm), ids()

@@ -9,10 +9,11 @@ import math
 import torch
 
 
-def naive_mixture_ratio(xi, mass, centre, log_width):
-    """(g(xi) + g(-xi)) / (2 p(xi)) and (g(xi) - g(-xi)) / (2 p(xi)), p standard normal."""
+def naive_mixture_ratio(xi, mass, centre, log_width, p=None):
+    """(g(xi) + g(-xi)) / (2 p(xi)) and (g(xi) - g(-xi)) / (2 p(xi)), p standard normal or given."""
     n = len(xi)
-    p = (2 * math.pi) ** (-n / 2) * torch.exp(-(xi**2).sum() / 2)
+    if p is None:
+        p = (2 * math.pi) ** (-n / 2) * torch.exp(-(xi**2).sum() / 2)
     halves = []
     for sign in (1, -1):
         g = 0.0
@@ -41,6 +42,16 @@ def naive_local_ratio(u, height, tail):
         density = 1 / ((0.5 + x) * math.log(1 + 2 * tail)) / 2
         out = out * torch.sin(2 * math.pi * x) / (math.pi * x) / density
     return out
+
+
+def naive_transform(kind, xi, height, length):
+    """Integral of f(z) exp(-2 pi i xi z) over the line, for a mask f of height and length."""
+    if kind == "local":
+        return height * torch.sin(2 * math.pi * length * xi) / (math.pi * xi)
+    turn = 2 * math.pi * xi * length
+    if kind == "shift":
+        return height * length * math.sqrt(2 * math.pi) * torch.exp(-(turn**2) / 2)
+    return height * 2 * length / (1 + turn**2)
 
 
 def naive_mask(z, xi, even, odd=None):

@@ -4,8 +4,8 @@ With N1 and N2 the features of a query's and a key's place, N1 . N2 estimates th
 offset. ``one`` puts the spectrum on the query's side; ``both`` puts it on both, as the authors'
 code does, which squares it: such a mask is positive definite and highest at offset 0. Ours, not
 theirs: every wave of ``one`` is given equal length on both sides, which the product does not feel
-and the noise of random features does; frequencies fill their range evenly (scrambled Sobol points)
-where the authors' code draws them independently.
+and the noise of random features does; frequencies are a grid in one dimension and fill their range
+evenly in more (scrambled Sobol points), where the authors' code draws them independently.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from trialrun.core.seeds import split
 
 KINDS = ("mixture", "asymmetric", "local", "shift", "laplace", "scenic")
 SIDES = ("one", "both")
-REACH = 64.0
-"""Given coordinates may spread over this many scales."""
+REACH = 16.0
 TOKENS = 16.0
-_EDGE = 2.0**-24
+MOST_DIMS = torch.quasirandom.SobolEngine.MAXDIM
+# The largest below 1 that (1 + p) / 2 keeps below 1 in float32.
+_EDGE = 2.0**-23
+_LEAST_STRETCH = 0.9
 
 
 class Sides(NamedTuple):
@@ -43,6 +45,20 @@ def check_whole(name: str, value: Any, low: int = 1) -> None:
     """Raise unless ``value`` is a whole number of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UsageError(f"{name} must be a whole number, at least {low}, got {value!r}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise UsageError(f"{name} must be a positive number, got {value!r}")
+
+
+def _grid(heads: int, freqs: int, seed: int) -> Tensor:
+    """Return a midpoint grid of (0, 1) for each head, shrunk a little, each by its own factor."""
+    generator = torch.Generator().manual_seed(split(seed, "points"))
+    draw = torch.rand(heads, 1, 1, generator=generator, dtype=torch.float64)
+    cells = (torch.arange(freqs, dtype=torch.float64) + 0.5) / freqs
+    return ((_LEAST_STRETCH + (1 - _LEAST_STRETCH) * draw) * cells[:, None]).float()
 
 
 def _uniform(heads: int, freqs: int, dim: int, seed: int, *, even: bool) -> Tensor:
@@ -73,14 +89,16 @@ class SpectralRPE(nn.Module):
         ``asymmetric``: the same with sines beside the cosines, so that f(z) and f(-z) may differ;
         ``local``: a learned height on a box of learned half widths, 0 outside; ``shift`` and
         ``laplace``: a Gaussian, or exponential, kernel of learned height and length; ``scenic``:
-        the mixture just as in the authors' code (scenic2023performer).
+        the mixture just as in the authors' code (scenic2023performer); for softmax features.
     heads : int
         Masks to learn, one for each attention head; 1 is shared by all.
     sides : str or None
         ``one`` learns any mask of its kind; ``both`` squares the spectrum, and the mask is highest
         at offset 0. None is ``one``, for ``scenic`` ``both``, which is its only form.
     freqs : int
-        Frequencies sampled for each head.
+        Frequencies sampled for each head. In one dimension they are a grid up to about
+        ``freqs / (2 reach)`` periods per scale (a mixture's up to ``freqs / (1.5 reach)``, at most
+        4); what lies above is cut off.
     blobs : int
         Gaussians in a mixture, for each head.
     scale : float or None
@@ -88,6 +106,10 @@ class SpectralRPE(nn.Module):
         below it are not told apart: its inverse is the spread of a mixture's frequencies, and
         heads of the other kinds begin at half to twice this length. None is 16 (tokens) for
         sequences, and 1 for points of more dimensions and for ``scenic``.
+    reach : float
+        How many scales apart two places may lie. A sampled mask returns at longer offsets, so
+        farther ones are refused: with 64 frequencies ask for more reach where long offsets count
+        more than sharp edges, or give a larger ``scale``.
     seed : int
         Decides frequencies and initial parameters.
 
@@ -95,7 +117,7 @@ class SpectralRPE(nn.Module):
     ------
     ValueError
         If a setting is out of range; `forward` also if coordinates have another dimension, are not
-        finite, or spread over more than 64 scales, as unscaled indices do.
+        finite, or spread over more than ``reach`` scales in some row, as unscaled indices do.
 
     Examples
     --------
@@ -107,6 +129,7 @@ class SpectralRPE(nn.Module):
     """
 
     points: Tensor
+    draws: Tensor
 
     def __init__(
         self,
@@ -118,40 +141,49 @@ class SpectralRPE(nn.Module):
         freqs: int = 64,
         blobs: int = 25,
         scale: float | None = None,
+        reach: float = REACH,
         seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("heads", heads), ("freqs", freqs), ("blobs", blobs)):
             check_whole(name, value)
+        if dim > MOST_DIMS:
+            raise UsageError(f"dim must be at most {MOST_DIMS}, got {dim}")
         if kind not in KINDS:
             raise UsageError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         self.sides = _sides(kind, sides)
         if scale is None:
             scale = TOKENS if dim == 1 and kind != "scenic" else 1.0
-        if not 0 < scale < math.inf:
-            raise UsageError(f"scale must be a positive length, got {scale!r}")
+        _check_positive("scale", scale)
+        _check_positive("reach", reach)
         self.dim, self.kind, self.heads = dim, kind, heads
-        self.freqs, self.blobs, self.scale, self.seed = freqs, blobs, float(scale), seed
-        self.draws = 0
+        self.freqs, self.blobs, self.seed = freqs, blobs, seed
+        self.scale, self.reach = float(scale), float(reach)
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+        self.mark = object()
         self.spectrum: Spectrum = self._make_spectrum()
         self.register_buffer("points", self._draw_points())
 
     def _make_spectrum(self) -> Any:
         settings: dict[str, Any] = {"heads": self.heads, "scale": self.scale}
         if self.kind in ("shift", "laplace"):
-            return Kernel(name="gaussian" if self.kind == "shift" else "laplace", **settings)
+            name = "gaussian" if self.kind == "shift" else "laplace"
+            return Kernel(name=name, reach=self.reach, **settings)
         settings["dim"] = self.dim
         if self.kind == "local":
-            return Local(**settings)
+            return Local(reach=self.reach, **settings)
         settings["blobs"] = self.blobs
         settings["generator"] = torch.Generator().manual_seed(split(self.seed, "spectrum"))
         if self.kind == "scenic":
             return Scenic(**settings)
+        settings |= {"freqs": self.freqs, "reach": self.reach}
         return Mixture(asymmetric=self.kind == "asymmetric", **settings)
 
     def _draw_points(self) -> Tensor:
         even = self.kind != "scenic"
-        seed = split(self.seed, "draw", self.draws)
+        seed = split(self.seed, "draw", int(self.draws))
+        if even and self.dim == 1:
+            return _grid(self.heads, self.freqs, seed)
         return _uniform(self.heads, self.freqs, self.dim, seed, even=even)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SpectralRPE:
@@ -165,36 +197,62 @@ class SpectralRPE(nn.Module):
         """Show the settings in ``repr``."""
         return (
             f"{self.dim}, {self.kind!r}, heads={self.heads}, sides={self.sides!r}, "
-            f"freqs={self.freqs}, scale={self.scale:g}"
+            f"freqs={self.freqs}, scale={self.scale:g}, reach={self.reach:g}"
         )
 
     def redraw(self) -> None:
-        """Sample other frequencies, the next of a series that the seed decides."""
+        """Sample other frequencies, the next of a series that the seed decides.
+
+        In one dimension the grid keeps its form, and its spacing changes by up to a tenth. States
+        of an attention from before are refused afterwards.
+        """
         self.draws += 1
         self.points.copy_(self._draw_points())
+        self.mark = object()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.mark = object()
 
     def waves(self) -> Waves:
         """Return the sampled frequencies and what each adds to the mask before sides are taken."""
         return self.spectrum(self.points)
 
-    def check_coords(self, coords: Tensor) -> None:
-        """Raise unless ``coords``, of shape (..., time, dim), can be given to this mask."""
-        if coords.ndim < 2 or coords.shape[-1] != self.dim:
-            raise UsageError(
-                f"coords must have shape (..., time, {self.dim}), one coordinate for each "
-                f"dimension of the mask, got {tuple(coords.shape)}"
-            )
+    def check_coords(self, coords: Tensor, real: Tensor | None = None) -> None:
+        """Raise unless ``coords``, of shape (..., time, dim), can be given to this mask.
+
+        Each row is judged by itself; ``real`` (batch, time) is False where a place is padded.
+        """
+        self._check_places("coords", coords, "(..., time, ", 2)
         if not coords.numel() or torch.compiler.is_compiling():
             return
-        low, high = coords.flatten(0, -2).aminmax(dim=0)
-        spread = float((high - low).max()) / self.scale
+        low = high = coords.detach().double()
+        if real is not None:
+            padded = ~real.unsqueeze(-1)
+            low, high = low.masked_fill(padded, math.inf), high.masked_fill(padded, -math.inf)
+        spread = (high.amax(-2) - low.amin(-2)).max()
+        self.check_spread(float(spread) if real is None or real.any() else 0.0)
+
+    def check_spread(self, spread: float) -> None:
+        """Raise unless places may lie so far apart, in the unit of the coordinates."""
         if not math.isfinite(spread):
             raise UsageError("coords must be finite numbers, got infinite or missing ones")
-        if spread > REACH:
+        if spread > self.reach * self.scale:
             raise UsageError(
-                f"coords must be scaled to spread over at most {REACH:g} times the mask's scale of "
-                f"{self.scale:g}, got {spread * self.scale:g}: divide them, an index by the "
-                f"length for instance, or give SpectralRPE a larger scale"
+                f"coords must be scaled to spread over at most {self.reach:g} times the mask's "
+                f"scale of {self.scale:g}, got {spread:g}: divide them, an index by the length "
+                f"for instance, or give SpectralRPE a larger scale, or more reach and freqs"
+            )
+
+    def _check_places(self, name: str, places: Any, lead: str, axes: int) -> None:
+        if not isinstance(places, Tensor):
+            raise UsageError(f"{name} must be a tensor, got {type(places).__name__}")
+        if places.dtype is torch.bool or places.is_complex():
+            raise UsageError(f"{name} must hold real numbers, got {places.dtype}")
+        if places.ndim < axes or places.shape[-1] != self.dim:
+            raise UsageError(
+                f"{name} must have shape {lead}{self.dim}), one coordinate for each dimension of "
+                f"the mask, got {tuple(places.shape)}"
             )
 
     def forward(self, coords: Shaped[Tensor, "*rows time dim"]) -> Sides:
@@ -245,17 +303,11 @@ class SpectralRPE(nn.Module):
         ----------
         offsets : tensor of shape (..., dim)
         """
-        self._check_offsets(offsets)
+        self._check_places("offsets", offsets, "(..., ", 1)
         there = self.features(offsets.unsqueeze(-2))
         origin = self.features(offsets.new_zeros(1, self.dim))
         at_origin = origin.key.reshape(self.heads, *(1,) * offsets.ndim, -1)
         return (there.query * at_origin).sum((-1, -2))
-
-    def _check_offsets(self, offsets: Tensor) -> None:
-        if not offsets.ndim or offsets.shape[-1] != self.dim:
-            raise UsageError(
-                f"offsets must have shape (..., {self.dim}), got {tuple(offsets.shape)}"
-            )
 
     def exact(self, offsets: Float[Tensor, "*rows dim"]) -> Float[Tensor, "heads ..."]:
         """Return the mask that the estimate of ``sides="one"`` converges to.
@@ -269,7 +321,7 @@ class SpectralRPE(nn.Module):
         ValueError
             If ``sides`` is ``both``, whose limit has no closed form here.
         """
-        self._check_offsets(offsets)
+        self._check_places("offsets", offsets, "(..., ", 1)
         if self.sides == "both":
             raise UsageError(
                 "exact has a closed form for sides='one' only, got sides='both': use mask()"

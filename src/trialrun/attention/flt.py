@@ -7,7 +7,7 @@ keys, and positive random features replace the exponential (choromanski2021perfo
 Written from the digest, the formulas and the public functions of scenic2023performer; no author
 code was used. Ours, not theirs: the causal form, chunked and recurrent; sizes taken out token by
 token, so that no output depends on batch mates or on the future; the one-sided spectrum (theirs is
-squared); one projection a head; points that fill the frequency range evenly. What differs: no
+squared); one projection a head; frequencies on a grid or evenly spread. What differs: no
 quartic features, no attention dropout, no packed segments.
 """
 
@@ -70,6 +70,13 @@ class FLTAttention(nn.Module):
     seed : int
         Decides projections and initial weights. Give every layer its own.
 
+    Notes
+    -----
+    Random features are noisy, by a factor of about exp(|q + k|^2 / sqrt(d) + 2 (s + f)) - 1 in
+    relative variance over their number; s is the mean size of the mask's waves, which is no less
+    than the mask. A query that shares no feature with any key it may see, within the range of
+    float32, gives 0: some do when logits of contents reach the hundreds.
+
     Raises
     ------
     ValueError
@@ -87,6 +94,7 @@ class FLTAttention(nn.Module):
     """
 
     projection: Tensor
+    draws: Tensor
 
     def __init__(
         self,
@@ -113,7 +121,7 @@ class FLTAttention(nn.Module):
         self.width, self.heads, self.causal = width, heads, causal
         self.features, self.feature_map, self.seed = features, feature_map, seed
         self.rpe = rpe
-        self.draws = 0
+        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(split(seed, "weights"))
             self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -122,11 +130,15 @@ class FLTAttention(nn.Module):
         self._owner = object()
 
     def _draw_projection(self) -> Tensor:
-        seed = split(self.seed, "projection", self.draws)
+        seed = split(self.seed, "projection", int(self.draws))
         generator = torch.Generator().manual_seed(seed)
         wide = self.width // self.heads + (2 * self.rpe.freqs if self.rpe is not None else 0)
         rows = [orthogonal_rows(self.features, wide, generator) for _ in range(self.heads)]
         return torch.stack(rows).float()
+
+    @property
+    def _mark(self) -> tuple[object, object]:
+        return self._owner, None if self.rpe is None else self.rpe.mark
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""
@@ -166,11 +178,12 @@ class FLTAttention(nn.Module):
             token, for a mask of one dimension.
         padding : bool tensor of shape (batch, time) or None
             True where a token is real; others weigh nothing and give 0, but keep their index.
+            Whatever stands in them or in their coordinates is not looked at.
         """
-        check_tokens(x, padding, self.width)
+        check_tokens(x, padding, self.qkv.weight)
         if not x.numel():
             return torch.zeros_like(x)
-        places, projected = places_of(x, coords, self.rpe, 0), self.qkv(x)
+        places, projected = places_of(x, coords, self.rpe, real=padding), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
             if padding is not None:
                 # Whatever stands in a padded place, infinite or missing numbers too, is gone here.
@@ -192,22 +205,23 @@ class FLTAttention(nn.Module):
         ----------
         x : tensor of shape (batch, time, width)
         state : FLTState or None
-            From this module, since its last `redraw`; None begins anew.
+            From this module, since it or its mask was last redrawn; None begins anew.
         coords : tensor of shape (time, dim) or (batch, time, dim), or None
-            As in `forward`; None counts on from the state.
+            As in `forward`; None counts on from the state. The reach of given ones is checked
+            within a call, not from one to the next.
         """
-        check_tokens(x, None, self.width)
+        check_tokens(x, None, self.qkv.weight)
         if not self.causal:
             raise UsageError(
                 "reading step by step needs causal=True, got an attention that sees the future"
             )
-        check_state(x, state, self._owner)
+        check_state(x, state, self._mark)
         position = state.position if state is not None else 0
-        places, projected = places_of(x, coords, self.rpe, position), self.qkv(x)
+        places, projected = places_of(x, coords, self.rpe, first=position), self.qkv(x)
         with torch.autocast(x.device.type, enabled=False):
             past = state.sums if state is not None else None
             found, sums = self._read(projected, places, None, past)
-        return self._join(found, x), FLTState(sums, position + x.shape[1], self._owner)
+        return self._join(found, x), FLTState(sums, position + x.shape[1], self._mark)
 
     def step(
         self,
@@ -226,7 +240,7 @@ class FLTAttention(nn.Module):
             Where the token lies; None counts on from the state.
         """
         check_axes("x", x, ("batch", "width"))
-        if coords is not None:
+        if isinstance(coords, Tensor) and coords.ndim:
             coords = coords.unsqueeze(-2)
         y, state = self.prefill(x.unsqueeze(1), state, coords)
         return y.squeeze(1), state

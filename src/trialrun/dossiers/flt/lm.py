@@ -1,7 +1,8 @@
 """Byte models that differ in their attention alone.
 
 The host is the Llama of `blocks.bytelm` with its attention replaced: embeddings, feed-forward
-layers, norms, data and schedule are the same for every arm of a seed, down to the first weights.
+layers, norms, data and schedule are the same for every arm of a seed, down to the first weights
+and to the part of the random features that sees contents.
 """
 
 from __future__ import annotations
@@ -100,6 +101,20 @@ def make_lm(arm: str, shape: Shape, *, features: int, seed: int, freqs: int = 64
 
 
 def _attention(arm: str, shape: Shape, features: int, freqs: int, seed: int) -> nn.Module:
+    size = (shape.width, shape.heads)
+    model = _bare_attention(arm, shape, features, freqs, seed)
+    plain = model.inner if isinstance(model, Rival) else model
+    if getattr(plain, "projection", None) is not None and plain.rpe is None:
+        # Contents meet the same random features as beside a mask: those of the wider draw.
+        beside = SpectralRPE(1, "shift", freqs=freqs)
+        wide = FLTAttention(*size, rpe=beside, features=features, causal=True, seed=seed)
+        plain.projection.copy_(wide.projection[..., : plain.projection.shape[-1]])
+    return model
+
+
+def _bare_attention(
+    arm: str, shape: Shape, features: int, freqs: int, seed: int
+) -> FLTAttention | Rival:
     size = (shape.width, shape.heads)
     kind, _, changed = arm.partition("-")
     rpe: SpectralRPE | None = None

@@ -69,7 +69,7 @@ BUDGETS = {
     # Seeds not looked at when the sizes were settled; the same holds for full.
     "quick": Sizes(
         seeds=3,
-        first_seed=50,
+        first_seed=60,
         shape=_SMALL,
         schedule=Schedule(steps=60, batch=8),
         windows=96,
