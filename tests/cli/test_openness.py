@@ -65,3 +65,20 @@ def test_a_manifest_with_a_mistake_names_file_component_and_mistake(trialrun, tm
     code, _, err = trialrun("openness", str(bad))
     assert code == 2
     assert "release.yaml: datasets: the licence 'MTI' is unknown, did you mean MIT" in err
+
+
+def test_a_manifest_that_no_reader_understands_is_one_sentence(trialrun, tmp_path):
+    bad = tmp_path / "release.yaml"
+    for words in ("version: 2024-13-01", "? [a, b]\n: 1", "version: !!timestamp abc"):
+        bad.write_text(f"release: x\n{words}\ncomponents: {{model_card: {{licence: MIT}}}}")
+        code, out, err = trialrun("openness", str(bad))
+        assert (code, out) == (2, "")
+        assert "is not valid YAML" in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_name_too_long_for_a_file_is_said_to_be_none(trialrun):
+    for name in ("x" * 5000, "x" * 5000 + ".yaml"):
+        code, _, err = trialrun("openness", name)
+        assert code == 2
+        assert "name a" in err

@@ -227,6 +227,18 @@ def test_large_buckets_stay_linear_and_say_what_was_left_out():
     assert len(pairs) + left_out == 1000 * 999 // 2
 
 
+@pytest.mark.parametrize("link", ["kept", "verified"])
+def test_near_copies_beyond_a_buckets_neighbours_go_too(link):
+    """One page and 200 near-copies: each is compared with the first, however many stand between."""
+    page = text(2, 400)
+    copies = [f"{page} {WORDS[place]}" for place in range(200)]
+    found = MinHashDedup(threshold=0.8, link=link).find([page, *copies, text(9)])
+    assert found.kept.tolist() == [0, 201]
+    whole = 201 * 200 // 2
+    near = 64 * 201 - 64 * 65 // 2
+    assert found.left_out == whole - near - (200 - 64)
+
+
 def test_first_of_equal_rows():
     rows = np.array([[5, 1], [2, 2], [5, 1], [0, 9], [2, 2]], np.uint64)
     first, copy_of = first_of_equal(rows)
@@ -326,7 +338,9 @@ def test_tasks_that_join_keys_drop_what_one_process_drops(tmp_path):
         assert [d.text for d in WriteKeys(tmp_path, dedup)(shard, rank, 4)] == shard
     dropped = join_keys(tmp_path)
     left = [
-        d.text for rank, shard in enumerate(shards) for d in DropDuplicates(tmp_path)(shard, rank)
+        d.text
+        for rank, shard in enumerate(shards)
+        for d in DropDuplicates(tmp_path)(shard, rank, 4)
     ]
     kept = dedup.find(texts).kept
     assert left == [texts[i] for i in kept]
@@ -339,6 +353,7 @@ def test_tasks_that_join_keys_drop_what_one_process_drops(tmp_path):
         (lambda: MinHashDedup(threshold=0), "threshold must be at least"),
         (lambda: MinHashDedup(threshold=1.5), "threshold must be at least .* got 1.5"),
         (lambda: MinHashDedup(threshold=float("nan")), "threshold must be"),
+        (lambda: MinHashDedup(threshold="0.8"), "threshold must be a number, got '0.8'"),
         (lambda: MinHashDedup(link="all"), "link must be one of component, verified, kept"),
         (lambda: MinHashDedup(unit="byte"), "unit must be one of character, word"),
         (lambda: MinHashDedup(hashes=0), "hashes must be at least 1"),
@@ -353,6 +368,8 @@ def test_tasks_that_join_keys_drop_what_one_process_drops(tmp_path):
         (lambda: list(MinHashDedup()(["a"], 0, 2)), "use WriteKeys .* then DropDuplicates"),
         (lambda: WriteKeys("x", MinHashDedup(link="kept")), "link='component' only"),
         (lambda: bands_for(0.8, 128, misses=2), "misses must be"),
+        (lambda: bands_for(0.8, 12.5), "hashes must be a whole number, got 12.5"),
+        (lambda: bands_for("0.8"), "threshold must be a number"),
         (lambda: MinHasher(hashes=8).keys(np.zeros((1, 8), np.uint64), Bands(3, 3)), "need 9"),
     ],
 )
@@ -366,9 +383,73 @@ def test_joining_says_what_is_missing(tmp_path):
         join_keys(tmp_path)
     with pytest.raises(UsageError, match="run join_keys"):
         list(DropDuplicates(tmp_path)(["a"]))
-    list(WriteKeys(tmp_path, MinHashDedup())(["a"], 0))
-    list(WriteKeys(tmp_path, MinHashDedup(threshold=0.5))(["a"], 1))
+    list(WriteKeys(tmp_path, MinHashDedup())(["a"], 0, 2))
+    with pytest.raises(UsageError, match=r"00001\.keys\.json is missing, one of 2 tasks"):
+        join_keys(tmp_path)
+    list(WriteKeys(tmp_path, MinHashDedup(threshold=0.5))(["a"], 1, 2))
     with pytest.raises(UsageError, match="use one MinHashDedup"):
+        join_keys(tmp_path)
+
+
+def test_keys_of_other_signatures_are_not_joined_though_they_are_as_many(tmp_path):
+    for rank, seed in enumerate((0, 1)):
+        list(WriteKeys(tmp_path, MinHashDedup(seed=seed))(["a"], rank, 2))
+    with pytest.raises(UsageError, match="other settings"):
+        join_keys(tmp_path)
+
+
+def test_keys_that_an_earlier_run_left_are_not_joined(tmp_path):
+    for rank in range(3):
+        list(WriteKeys(tmp_path, MinHashDedup())([f"text {rank}"], rank, 3))
+    for rank in range(2):
+        list(WriteKeys(tmp_path, MinHashDedup())([f"text {rank}"], rank, 2))
+    with pytest.raises(UsageError, match="another number of tasks"):
+        join_keys(tmp_path)
+    left = (tmp_path / "00002.keys.json").read_text()
+    (tmp_path / "00002.keys.json").write_text(left.replace('"tasks": 3', '"tasks": 2'))
+    with pytest.raises(UsageError, match="which is none of 2 tasks"):
+        join_keys(tmp_path)
+    with pytest.raises(ValueError, match=r"rank must be .* at most 1, got 2"):
+        list(WriteKeys(tmp_path, MinHashDedup())(["a"], 2, 2))
+
+
+def test_a_task_that_was_cut_short_is_not_joined_or_dropped_by(tmp_path):
+    step = WriteKeys(tmp_path, MinHashDedup())
+    list(step(["a", "a"], 0, 1))
+    assert join_keys(tmp_path) == 1
+    next(iter(step(["b", "c"], 0, 1)))
+    with pytest.raises(UsageError, match="holds no keys"):
+        join_keys(tmp_path)
+    with pytest.raises(UsageError, match="run join_keys"):
+        list(DropDuplicates(tmp_path)(["b", "c"]))
+
+
+@pytest.mark.parametrize("texts", [["one"], ["one", "two", "three"]])
+def test_a_stream_that_is_not_the_one_whose_keys_were_written_is_noticed(tmp_path, texts):
+    list(WriteKeys(tmp_path, MinHashDedup())(["one", "two"]))
+    join_keys(tmp_path)
+    assert [d.text for d in DropDuplicates(tmp_path)(["one", "two"])] == ["one", "two"]
+    with pytest.raises(UsageError, match=f"has {len(texts)} documents and had 2"):
+        list(DropDuplicates(tmp_path)(texts))
+    with pytest.raises(UsageError, match="written by 1 tasks, and here are 2"):
+        list(DropDuplicates(tmp_path)(["one", "two"], 0, 2))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"tasks": 1}'])
+def test_what_says_nothing_of_keys_is_refused(tmp_path, content):
+    list(WriteKeys(tmp_path, MinHashDedup())(["one"]))
+    (tmp_path / "00000.keys.json").write_text(content)
+    with pytest.raises(UsageError, match=r"run (WriteKeys for )?it"):
+        join_keys(tmp_path)
+
+
+def test_keys_that_are_not_those_spoken_of_are_refused(tmp_path):
+    list(WriteKeys(tmp_path, MinHashDedup())(["one"]))
+    np.save(tmp_path / "00000.keys.npy", np.zeros((2, 3), np.uint64))
+    with pytest.raises(UsageError, match=r"is not the file that 00000\.keys\.json speaks of"):
+        join_keys(tmp_path)
+    (tmp_path / "00000.keys.npy").write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot be read"):
         join_keys(tmp_path)
 
 

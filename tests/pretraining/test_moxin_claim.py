@@ -63,6 +63,24 @@ def test_an_arm_that_finds_everything_fails_by_what_it_should_leave_alone(ctx):
     assert found.points["left alone"] == 0
 
 
+@pytest.mark.parametrize(
+    ("arm", "strict", "doubted"),
+    [
+        ("moxin-7b", 4, 2),
+        ("as-stated", 1, 1),
+        ("complete", 1, 1),
+        ("weights-only", 4, 4),
+        ("closed-weights", 4, 4),
+        ("licence-tag", 1, 1),
+        ("tag-of-closed-weights", 4, 4),
+        ("tag-of-weights-only", 1, 1),
+    ],
+)
+def test_every_arm_of_openness_reads_its_own_manifest(ctx, arm, strict, doubted):
+    points = data.ARMS["openness"][arm](ctx).points
+    assert points == {"strict": strict, "benefit of the doubt": doubted}
+
+
 def test_a_substring_finds_what_stands_there_verbatim_and_nothing_else(ctx):
     found = data.planted(ctx, find=data.by_substring)
     assert found.points["verbatim"] == found.points["left alone"] == 100

@@ -74,6 +74,12 @@ def test_jsonl_is_read_line_by_line(tmp_path):
     assert two.id == "a.jsonl:3"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert [d.text for d in read_jsonl(path)] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -115,6 +121,16 @@ def test_a_pipeline_counts_and_refuses_what_is_no_step(unchecked):
         Pipeline(["dedup"])
 
 
+def test_a_run_that_is_read_on_does_not_count_into_a_later_one():
+    pipeline = Pipeline([LengthFilter(least=1)])
+    first = pipeline(["one", "two", "three"])
+    second = pipeline(["four"])
+    assert len(list(first)) == 3  # only now read
+    assert pipeline.counts == [("LengthFilter", 0, 0)]
+    assert len(list(second)) == 1
+    assert pipeline.counts == [("LengthFilter", 1, 1)]
+
+
 def test_quality_tells_prose_from_rubbish_it_has_not_seen():
     quality = QualityFilter(bits=14).fit(GOOD[::2], BAD[::2])
     good, bad = quality.score(GOOD[1::2]), quality.score(BAD[1::2])
@@ -151,6 +167,20 @@ def test_quality_is_saved_without_pickle_and_checked_on_loading(tmp_path):
         QualityFilter.load(tmp_path)
 
 
+def test_a_filter_whose_file_is_damaged_is_refused(tmp_path):
+    QualityFilter(bits=10).fit(GOOD, BAD).save(tmp_path)
+    file = tmp_path / "quality.safetensors"
+    for damaged in (file.read_bytes()[:-8], b"", b"\xff" * 64):
+        file.write_bytes(damaged)
+        with pytest.raises(UsageError, match="holds no quality filter"):
+            QualityFilter.load(tmp_path)
+
+
+def test_texts_that_tie_with_the_last_of_the_share_come_through_too():
+    quality = QualityFilter(bits=10).fit(GOOD, BAD)
+    assert len(list(QualityTop(quality, 0.1)([""] * 50))) == 50
+
+
 def test_the_best_share_comes_through_in_order():
     quality = QualityFilter(bits=14).fit(GOOD[::2], BAD[::2])
     mixed = [t for pair in zip(GOOD[1::2], BAD[1::2]) for t in pair]
@@ -175,12 +205,20 @@ def test_the_best_share_comes_through_in_order():
         (lambda: QualityFilter(bits=2), "bits must be at least 8"),
         (lambda: QualityFilter(decay=0), "decay must be"),
         (lambda: QualityFilter.load("/none"), "holds no quality filter"),
-        (lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), 0.0), "share must be above 0"),
-        (lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), 1.1), "share must be above 0"),
+        (lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), 0.0), "above 0 and at"),
+        (lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), 1.1), "above 0 and at most 1"),
         (
             lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), threshold=float("nan")),
             "threshold must be a finite score, got nan",
         ),
+        (lambda: QualityTop("x"), "quality must be a QualityFilter, got str"),
+        (
+            lambda: QualityTop(QualityFilter(bits=8).fit(GOOD, BAD), share="0.1"),
+            "share must be a number above 0 and at most 1, got '0.1'",
+        ),
+        (lambda: QualityFilter(decay="1"), "decay must be a number"),
+        (lambda: LengthFilter(least="200"), "least must be a whole number, got '200'"),
+        (lambda: DropContaminated({}), "look must be a Contamination.* got dict"),
         (lambda: LengthFilter(least=-1), "least must be at least 0"),
         (lambda: LengthFilter(least=5, most=4), "most must be at least 5"),
         (lambda: Normalise("utf-8"), "form must be one of NFC"),
@@ -243,6 +281,18 @@ def test_characters_serve_scripts_without_spaces():
     assert not by_words.items[0].judged
     assert by_characters.items[0].share == 1.0
     assert by_characters.items[0].documents == ("1",)
+
+
+def test_a_report_quotes_the_characters_that_were_found():
+    item = "重复的文本会损害语言模型在留出集上的损失"
+    there = item[4:18]
+    report = contamination([f"前言{there}后记"], {"q": [item]}, n=13, unit="character")
+    assert report.items[0].spans == ((4, 18),)
+    assert f"{there!r} in 0" in report.as_text()
+    long = "one two three " * 20
+    said = contamination([long], {"q": [long]}, n=13, unit="character").as_text()
+    assert "'one two three one" in said
+    assert " ...' in 0" in said
 
 
 def test_a_report_reads_as_text_and_says_what_was_not_judged():

@@ -202,6 +202,8 @@ def test_a_weight_of_another_shape_is_named(tmp_path):
         ("at most twice", lambda: layer_map(4, 9)),
         ("placement must be one of", lambda: layer_map(4, 5, placement="top")),
         ("to start as the source", lambda: layer_map(4, 5, placement="stack", silent=True)),
+        ("layers must be a whole number", lambda: layer_map(4, 6.0)),
+        ("layers must be a whole number", lambda: deepen(MistralConfig(), layers=36.0)),
         ("got gpt2", lambda: deepen(GPT2Config(), layers=13)),
     ],
 )
@@ -223,3 +225,18 @@ def test_bad_folders_get_one_clear_sentence(tmp_path):
         deepen_checkpoint(tmp_path, tmp_path / "deep")
     with pytest.raises(UsageError, match="new or an empty folder"):
         deepen_checkpoint(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", '{"model_type": "no such"}', "[]"])
+def test_a_broken_config_gets_one_clear_sentence(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"config\.json cannot be read as the config of a model"):
+        deepen_checkpoint(tmp_path, tmp_path / "deep")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_broken_index_gets_one_clear_sentence(tmp_path, text):
+    _host().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UsageError, match="cannot be read"):
+        deepen_checkpoint(tmp_path, tmp_path / "deep", layers=5)

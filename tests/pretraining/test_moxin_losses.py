@@ -252,3 +252,30 @@ def test_bad_input_gets_one_clear_sentence(words, call):
     with pytest.raises(UsageError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_ratio_that_would_overflow_leaves_the_policy_loss_finite():
+    logps = torch.zeros(2, 1, requires_grad=True)
+    old = torch.full((2, 1), -200.0)
+    trained = torch.ones(2, 1, dtype=torch.bool)
+    for advantages in (torch.zeros(2), torch.tensor([1.0, -1.0])):
+        found = grpo_loss(logps, old, None, advantages, trained, kl=0.0)
+        (gradient,) = torch.autograd.grad(found.loss, logps)
+        assert bool(found.loss.isfinite())
+        assert bool(gradient.isfinite().all())
+    assert found.loss.item() == pytest.approx((torch.tensor(20.0).exp().item() - 1.2) / 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_empty_batches_wrong_labels_and_integer_masks_are_refused():
+    with pytest.raises(UsageError, match="labels must hold at least one row"):
+        sft_loss(torch.zeros(0, 3, 4), torch.zeros(0, 3, dtype=torch.long))
+    for label in (4, -1):
+        with pytest.raises(UsageError, match=rf"labels must be in 0\.\.3, .* got {label}"):
+            sft_loss(torch.zeros(1, 2, 4), torch.tensor([[0, label]]))
+    x = torch.zeros(2, 3)
+    with pytest.raises(UsageError, match=r"trained must be a bool tensor, got torch\.int64"):
+        grpo_loss(x, x, x, torch.ones(2), torch.ones(2, 3, dtype=torch.long))
+    x = torch.zeros(0, 3)
+    with pytest.raises(UsageError, match="trained must hold at least one row"):
+        grpo_loss(x, x, x, torch.ones(0), torch.ones(0, 3, dtype=torch.bool))

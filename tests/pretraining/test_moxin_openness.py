@@ -127,6 +127,9 @@ def test_doubt_covers_what_was_not_seen_but_no_known_closed_licence():
         ("MIT OR Apache-2.0 AND llama2", "code"),  # AND binds tighter
         ("GPL-2.0-only WITH Classpath-exception-2.0", "code"),
         ("GPL-2.0+", "code"),
+        ("gpl", "code"),
+        ("lgpl", "code"),
+        ("agpl", "code"),
     ],
 )
 def test_licences_are_open_for_what_they_are_made_for(licence, uses):
@@ -185,13 +188,58 @@ def test_manifests_that_cannot_be_read_are_refused_in_one_sentence(table, words)
         (b"\xff\xfe\x00", "UTF-8|not valid YAML"),
         (b"", "got NoneType"),
         (b"{}", "release must be a name"),
+        (b"release: x\nversion: 2024-13-01", "month must be in 1..12: put what is meant as text"),
+        (b"release: x\n? [a, b]\n: 1", "line 2 is not valid YAML: found unhashable key"),
+        (b"version: !!timestamp abc", "is not valid YAML"),
+        (b"version: !!bool abc", "is not valid YAML"),
+        (b"release: \x00", "is not valid YAML: unacceptable character"),
+        (b"a: &a [*a]", "recursive"),
+        (b"[" * 3000, "nested too deep"),
     ],
 )
 def test_files_that_are_no_manifest_are_refused(tmp_path, text, words):
     path = tmp_path / "release.yaml"
     path.write_bytes(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_manifest(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"release": ', "line 1 is not valid JSON: Expecting value"),
+        (b'{"release": "x", "release": "y"}', "the key 'release' stands there twice"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"release: x", "is not valid JSON"),
+    ],
+)
+def test_json_that_is_no_manifest_is_refused(tmp_path, text, words):
+    path = tmp_path / "release.JSON"
+    path.write_bytes(text)
     with pytest.raises(UsageError, match=words):
         read_manifest(path)
+
+
+def test_json_may_be_indented_with_tabs_and_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "release.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(release(NAMES), indent="\t").encode())
+    assert grade(read_manifest(path)).level == 1
+
+
+def test_keys_with_nothing_after_them_say_nothing(tmp_path):
+    path = tmp_path / "release.yaml"
+    path.write_text("release: x\nsource:\nversion:\ncomponents: {model_card: {note: }}\n")
+    manifest = read_manifest(path)
+    assert (manifest.source, manifest.version) == (str(path), "")
+    assert manifest.components["model_card"].note == ""
+    assert parse_manifest({**release(NAMES), "source": None}).source == "manifest"
+
+
+def test_evidence_too_long_for_a_path_is_a_path_that_leads_nowhere(tmp_path):
+    path = tmp_path / "release.json"
+    path.write_text(json.dumps(release(NAMES, datasets={"evidence": "./" + "x" * 5000})))
+    assert grade(read_manifest(path)).level == 2
 
 
 def test_evidence_that_is_a_path_is_looked_for_beside_the_manifest(tmp_path):
@@ -251,11 +299,44 @@ def test_a_hub_repository_shows_what_it_holds_and_no_more():
     assert problems["training_code"] == "missing"
 
 
+def test_what_a_trainer_leaves_and_a_tokenizer_are_no_parameters():
+    state = ["scheduler.pt", "rng_state.pth", "rng_state_0.pth", "optimizer.bin"]
+    files = [*state, "training_args.bin", "tokenizer.bin", "sub/tokenizer.model.bin"]
+    found = _hub.manifest_of(repository(files=files)).components
+    assert "final_parameters" not in found
+    assert len(found["model_metadata"].evidence) == 5
+    some = _hub.manifest_of(repository(files=[*files, "pytorch_model.bin"])).components
+    assert [e.rsplit("/")[-1] for e in some["final_parameters"].evidence] == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("branch", "is_one"),
+    [
+        ("step1000", True),
+        ("step-1000-tokens4B", True),
+        ("stage1-step1000", True),
+        ("global_step42", True),
+        ("ckpt_356", True),
+        ("refs/checkpoint-5", True),
+        ("ITER_10", True),
+        ("iterate-on-docs", False),
+        ("next-steps", False),
+        ("footstep9", False),
+        ("add-special-tokens", False),
+        ("revision-of-card", False),
+    ],
+)
+def test_a_branch_is_a_checkpoint_by_its_number(branch, is_one):
+    found = _hub.manifest_of(repository(branches=["main", branch])).components
+    assert ("intermediate_parameters" in found) == is_one
+
+
 @pytest.mark.parametrize(
     ("card", "licence", "note"),
     [
         ({}, "", "the card names no licence"),
-        ({"license": ["mit", "apache-2.0"]}, "mit OR apache-2.0", ""),
+        ({"license": ["mit", "apache-2.0"]}, "mit AND apache-2.0", ""),
+        ({"license": ["mit", "llama3"]}, "mit AND llama3", ""),
         ({"license": "my own words"}, "LicenseRef-my-own-words", "is not a known one"),
         ({"license": "llama2"}, "llama2", ""),
     ],
@@ -266,7 +347,7 @@ def test_the_hub_cards_licence_is_taken_as_it_stands(card, licence, note):
     assert note in shown.note
     graded = grade(_hub.manifest_of(repository(card=card)))
     counts = {f.component: f.counts for f in graded.findings}["final_parameters"]
-    assert counts == (licence == "mit OR apache-2.0")
+    assert counts == (licence == "mit AND apache-2.0")
 
 
 def test_every_component_has_a_name_for_people_once():
@@ -277,7 +358,7 @@ def test_every_component_has_a_name_for_people_once():
 
 def test_a_hub_id_without_network_says_so(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(NotRunnable, match=r"network is off .* write a manifest"):
+    with pytest.raises(NotRunnable, match=r"network is off .* add --online .* write a manifest"):
         _hub.from_hub("org/name")
     with pytest.raises(UsageError, match="a hub id reads organisation/name"):
         _hub.from_hub("name")
@@ -325,8 +406,10 @@ def test_what_the_hub_answers_becomes_a_manifest(hub):
 
 def test_what_the_hub_refuses_is_one_sentence(hub):
     hub(ConnectionError("a long story"))
-    with pytest.raises(NotRunnable, match=r"could not be asked for org/name \(ConnectionError\)"):
+    words = r"could not be asked for org/name \(ConnectionError\): try again"
+    with pytest.raises(NotRunnable, match=words) as caught:
         _hub.from_hub("org/name")
+    assert "--online" not in str(caught.value)  # it was given
     import httpx2
     from huggingface_hub.errors import RepositoryNotFoundError
 

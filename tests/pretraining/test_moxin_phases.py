@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from tests.naive.moxin_training import naive_mixture, naive_rate
 from trialrun.core.errors import UsageError
+from trialrun.pretraining._documents import Pipeline
 from trialrun.pretraining._mixing import Mixture, TokenSource, shuffled, write_tokens
+from trialrun.pretraining._normalise import Normalise
 from trialrun.pretraining._phases import Phase, Phases, Place, Rate
 from trialrun.pretraining._sources import byte_vocabulary, open_source, rows_of
 
@@ -210,3 +212,23 @@ def test_bad_files_get_one_clear_sentence(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n \n")
     with pytest.raises(UsageError, match="is empty"):
         open_source(tmp_path / "x.jsonl")
+
+
+def test_a_pipelines_documents_are_written_as_their_texts(tmp_path):
+    words = byte_vocabulary()
+    settings = {"end": words.end, "vocabulary": words.size}
+    clean = Pipeline([Normalise()])
+    write_tokens(clean(["one", "two"]), tmp_path / "a.npy", words.encode, **settings)
+    write_tokens(["one", "two"], tmp_path / "b.npy", words.encode, **settings)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_tokens_go_to_npy_files_and_come_from_texts(tmp_path):
+    words = byte_vocabulary()
+    settings = {"end": words.end, "vocabulary": words.size}
+    with pytest.raises(UsageError, match=r"path must end in \.npy"):
+        write_tokens(["one"], tmp_path / "web.bin", words.encode, **settings)
+    with pytest.raises(UsageError, match="document 0 must be a string or have a text"):
+        write_tokens([3], tmp_path / "web.npy", words.encode, **settings)
+    assert not list(tmp_path.iterdir())

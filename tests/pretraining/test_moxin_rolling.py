@@ -47,6 +47,31 @@ def _by_steps(model, ids, cache):
     return torch.cat(steps, 1)
 
 
+def _prefill_with(config, *, static=None, read=0):
+    cache = rolling_cache(config, static=static)
+    if read:
+        _model()(input_ids=_ids(read), past_key_values=cache, use_cache=True)
+    return prefill(_model(), _ids(9), cache=cache)
+
+
+def _recomputing():
+    model = _model()
+    model.gradient_checkpointing_enable()
+    return model.train()
+
+
+def _eager(dtype=torch.float64):
+    model = _model(dtype=dtype)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def _padding():
+    mask = torch.ones_like(_ids(9))
+    mask[0, :4] = 0
+    return mask
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 63])
 @pytest.mark.parametrize("static", [False, True])
@@ -137,6 +162,18 @@ def test_a_prompt_in_pieces_with_padding_equals_the_row_alone(piece):
 
 
 @torch.no_grad()
+def test_eager_attention_takes_padding_in_float32_and_whole_prompts_in_float64():
+    model, ids, mask = _eager(torch.float32), _ids(30), torch.ones_like(_ids(30))
+    mask[0, :19] = 0
+    found = prefill(model, ids, attention_mask=mask).logits
+    alone = torch.stack([model(ids[:1, 19:]).logits[0, -1], model(ids[1:]).logits[0, -1]])
+    torch.testing.assert_close(found, alone, atol=5e-6, rtol=1e-5)
+    exact = _eager()
+    whole = prefill(exact, ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(whole, exact(ids).logits[:, -1], atol=5e-6, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_memory_stays_as_the_text_grows_and_is_what_was_foretold():
     model = _model()
     held = {n: cache_bytes(prefill(model, _ids(n)).cache) for n in (8, 64, 400)}
@@ -188,6 +225,15 @@ def test_float32_agrees_to_a_millionth():
         ("must have shape", lambda: prefill(_model(), torch.zeros(3, dtype=torch.long))),
         ("at least 1 token, got none", lambda: prefill(_model(), _ids(0))),
         ("piece must be", lambda: prefill(_model(), _ids(3), piece=0)),
+        ("must have the model's 2 layers, got 1", lambda: _prefill_with(_model(layers=1).config)),
+        ("window of 8 tokens, got 3", lambda: _prefill_with(_model(window=3).config)),
+        ("got a static one", lambda: _prefill_with(_model().config, static=9)),
+        ("one that has read 9 tokens", lambda: _prefill_with(_model().config, read=9)),
+        ("model.eval", lambda: prefill(_recomputing(), _ids(9))),
+        (
+            "attn_implementation='sdpa'",
+            lambda: prefill(_eager(), _ids(9), attention_mask=_padding()),
+        ),
         (
             "pad prompts on the left",
             lambda: prefill(_model(), _ids(3), attention_mask=torch.tensor([[1, 1, 0], [1, 1, 1]])),

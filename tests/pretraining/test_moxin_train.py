@@ -15,15 +15,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from trialrun.core.errors import UsageError
+from trialrun.pretraining._chat import JsonLines
 from trialrun.pretraining._checkpoints import latest
 from trialrun.pretraining._losses import group_advantages, grpo_loss, token_logps
 from trialrun.pretraining._mixing import TokenSource, write_tokens
 from trialrun.pretraining._phases import Phase, Phases, Rate
-from trialrun.pretraining._recipe import parse_recipe, read_recipe
+from trialrun.pretraining._recipe import ModelPlan, parse_recipe, read_recipe
 from trialrun.pretraining._sources import byte_vocabulary
 from trialrun.pretraining._training import Optimiser, Saving, train
 from trialrun.pretraining.train import main, run_recipe
@@ -397,7 +398,15 @@ def test_a_model_on_disk_is_deepened_and_trained_on(tmp_path):
         ("name: long", "name: short", "different names"),
         ("phases:", "phases: [", "is not valid YAML"),
         ("micro_batch: 2", "micro_batch: 0", "micro_batch must be at least 1"),
-        ("save_every: 3", "save_every: 0", "every must be at least 1"),
+        ("save_every: 3", "save_every: 0", "save_every must be at least 1"),
+        ("save_every: 3", "save_every: x", "save_every must be of type int"),
+        ("num_key_value_heads: 2", "num_key_value_heads: 3", "a multiple of num_key_value_heads 3"),
+        ("num_key_value_heads: 2", "num_key_value_heads: 0", "num_key_value_heads must be a whole"),
+        ("num_attention_heads: 4", "num_attention_heads: 3", "makes no Mistral: .*head_dim"),
+        ("sliding_window: 8}", "sliding_window: 8, head_dim: 7}", "makes no Mistral: .*head_dim"),
+        ("sliding_window: 8}", "sliding_window: 8, rms_norm_eps: 0.0}", "rms_norm_eps must be"),
+        ("sliding_window: 8}", "sliding_window: 8, rms_norm_eps: hello}", "makes no Mistral"),
+        ("sliding_window: 8}", "sliding_window: 8, hidden_act: none}", "makes no Mistral"),
         ("seed: 3", "optimiser: {beta1: 1.0}", r"beta1 must be in \[0, 1\)"),
     ],
 )  # fmt: skip
@@ -491,3 +500,113 @@ def test_rows_without_an_answer_are_named():
         _run(_model(), _talk("chat"), {"talk": rows})
     with pytest.raises(UsageError, match="'messages' must be a list"):
         _run(_model(), _talk("chat"), {"talk": [{"text": "x"}]})
+
+
+def _lose(folder, name, *, into=None):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    kept = weights.pop(name)
+    if into is not None:
+        weights[name] = kept[:into].contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("into", "words"), [(None, "lacks 1 of its weights, model"), (1, "shapes")]
+)
+def test_a_model_with_lost_weights_is_not_started_from(tmp_path, into, words):
+    lost = "model.layers.1.mlp.up_proj.weight"
+    _model().save_pretrained(tmp_path)
+    _lose(tmp_path, lost, into=into)
+    with pytest.raises(UsageError, match=words):
+        ModelPlan(start=str(tmp_path)).make(seed=0)
+    phases = _talk("preference", reference=str(tmp_path))
+    with pytest.raises(UsageError, match=words):
+        _run(_model(), phases, {"talk": PAIRS})
+
+
+def test_a_checkpoint_with_lost_weights_is_not_resumed(tmp_path):
+    saving = Saving(folder=tmp_path, every=5, keep=1)
+    _run(_model(), saving=saving)
+    _lose(latest(tmp_path), "model.norm.weight")
+    with pytest.raises(UsageError, match=r"lacks 1 of its weights, model\.norm\.weight first"):
+        _run(_model(), saving=saving)
+
+
+def test_a_gradient_that_is_no_number_is_neither_stepped_nor_saved(tmp_path):
+    model = _model()
+    calls = []
+
+    def spoil(gradient):
+        calls.append(1)
+        return gradient * float("inf") if len(calls) == 3 else gradient
+
+    model.lm_head.weight.register_hook(spoil)
+    with pytest.raises(UsageError, match="the gradient's norm at step 2 is"):
+        _run(model, micro_batch=99, saving=Saving(folder=tmp_path, every=1))
+    assert latest(tmp_path).name == "step-00000002"
+    assert all(bool(w.isfinite().all()) for w in model.parameters())
+
+
+@pytest.mark.parametrize("objective", ["chat", "preference"])
+def test_a_talk_that_does_not_fit_stops_the_run_before_its_first_step(tmp_path, objective):
+    long = [{"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "late"}]
+    if objective == "chat":
+        rows, more = [*CHATS * 20, {"messages": long}], {}
+    else:
+        _model().save_pretrained(tmp_path / "reference")
+        rows = [*PAIRS * 20, {"chosen": PAIRS[0]["chosen"], "rejected": long}]
+        more = {"reference": str(tmp_path / "reference")}
+    seen = []
+    with pytest.raises(UsageError, match="row 240: messages hold no token to train within 49"):
+        _run(_model(), _talk(objective, **more), {"talk": rows}, report=seen.append)
+    assert not seen
+
+
+def test_a_missing_reference_stops_the_run_before_an_earlier_phase(tmp_path):
+    first = _phases(mixture={"web": 1}).phases[0]
+    last = _talk("preference", reference=str(tmp_path / "none")).phases[0]
+    seen = []
+    with pytest.raises(UsageError, match="reference of phase 'talk' must be a model's folder"):
+        _run(_model(), Phases([first, last]), {"web": _source(), "talk": PAIRS}, report=seen.append)
+    assert not seen
+
+
+def test_another_model_does_not_go_on_from_these_checkpoints(tmp_path):
+    saving = Saving(folder=tmp_path)
+    _run(_model(), saving=saving)
+    for other in ({"num_hidden_layers": 3}, {"sliding_window": 4}, {"hidden_size": 32}):
+        with pytest.raises(UsageError, match="or of another model"):
+            _run(_model(**other), saving=saving)
+    assert _run(_model().to(torch.bfloat16), saving=saving) == []
+
+
+def test_tokens_outside_the_models_vocabulary_are_named():
+    wild = TokenSource(np.arange(3000) % 300, name="web")
+    with pytest.raises(UsageError, match=r"tokens must be in 0\.\.256, .* got \d"):
+        _run(_model(), sources={"web": wild})
+    with pytest.raises(
+        UsageError, match="257 tokens, end token included, must fit the model's 256"
+    ):
+        _run(_model(vocab_size=256), _talk("chat"), {"talk": CHATS})
+
+
+def test_bytes_are_refused_for_talk_with_a_model_that_has_its_own_tokens(tmp_path):
+    _model(vocab_size=300).save_pretrained(tmp_path / "base")
+    (tmp_path / "talk.jsonl").write_text("\n".join(json.dumps(row) for row in CHATS))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "out: run\nmodel: {start: base}\nsources: {talk: talk.jsonl}\nphases:\n"
+        "  - {name: sft, objective: chat, context: 48, tokens: 192, batch_tokens: 96,\n"
+        "     mixture: {talk: 1}, rate: {peak: 1.0e-3}}\n"
+    )
+    with pytest.raises(UsageError, match="got bytes, which take a model of 257 tokens and not 300"):
+        run_recipe(read_recipe(recipe), cpu=True)
+    _model().save_pretrained(tmp_path / "base")
+    assert len(run_recipe(read_recipe(recipe), cpu=True)) == 2
+
+
+def test_a_byte_order_mark_before_the_first_row_is_no_part_of_it(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in CHATS), encoding="utf-8-sig")
+    assert JsonLines(path)[0] == CHATS[0]

@@ -55,9 +55,10 @@ def openness(
 
 def _manifest(release: str, online: bool):  # type: ignore[no-untyped-def]
     from trialrun.pretraining import _hub
+    from trialrun.pretraining._manifest import is_there
     from trialrun.pretraining.openness import read_manifest
 
-    is_file = Path(release).exists() or release.lower().endswith((".yaml", ".yml", ".json"))
+    is_file = is_there(Path(release)) or release.lower().endswith((".yaml", ".yml", ".json"))
     if is_file:
         return read_manifest(release)
     if not _hub.HUB_ID.fullmatch(release):

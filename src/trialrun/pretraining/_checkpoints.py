@@ -77,8 +77,8 @@ def read_progress(checkpoint: Path, *, run: str) -> Progress:
         ) from error
     if progress.run != run:
         raise UsageError(
-            f"{checkpoint} comes from a run with other phases, sources, seed or optimiser: give "
-            f"the recipe it began with, or another folder to write to"
+            f"{checkpoint} comes from a run with other phases, sources, seed or optimiser, or of "
+            f"another model: give the recipe it began with, or another folder to write to"
         )
     return progress
 

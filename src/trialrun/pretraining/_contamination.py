@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
-from trialrun.core.shapes import check_range
+from trialrun.pretraining._checks import check_real, check_whole
 from trialrun.pretraining._documents import Stream, as_documents
-from trialrun.pretraining._minhash import check_whole
 from trialrun.pretraining._normalise import fold
 from trialrun.pretraining._overlap import ContaminationReport, ItemOverlap
 from trialrun.pretraining._shingles import UNITS, Hashes, mix, rolling
@@ -210,6 +209,7 @@ class Contamination:
             times=tally.times if tally else 0,
             judged=units >= self.least,
             text=self._texts[place],
+            unit=self.unit,
         )
 
     def share(self, text: str) -> float:
@@ -281,7 +281,7 @@ class DropContaminated:
     Raises
     ------
     ValueError
-        If the share lies outside its range.
+        If ``look`` is no `Contamination`, or the share lies outside its range.
 
     Examples
     --------
@@ -292,7 +292,12 @@ class DropContaminated:
     """
 
     def __init__(self, look: Contamination, *, most: float = 0.0):
-        check_range("most", most, low=0, high=1)
+        if not isinstance(look, Contamination):
+            raise UsageError(
+                "look must be a Contamination, which is made from benchmarks, "
+                f"got {type(look).__name__}"
+            )
+        check_real("most", most, low=0, high=1)
         self.look, self.most = look, most
 
     def __call__(self, stream: Stream, *_task: int) -> Iterator[Any]:

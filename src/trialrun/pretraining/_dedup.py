@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
-from trialrun.core.shapes import check_range
+from trialrun.pretraining._checks import check_real, check_whole
 from trialrun.pretraining._components import (
     Pairs,
     all_pairs,
@@ -32,7 +32,6 @@ from trialrun.pretraining._minhash import (
     Bands,
     MinHasher,
     bands_for,
-    check_whole,
 )
 from trialrun.pretraining._normalise import fold
 from trialrun.pretraining._shingles import Hashes, jaccard, shingles, shingles_of_folded
@@ -60,7 +59,10 @@ class Duplicates:
     copies : int
         Texts that are exact copies, once folded, of an earlier one.
     left_out : int
-        Pairs that share a bucket of more than 65 texts and were never compared.
+        Pairs that share a bucket of more than 65 texts and were not compared there, of the band
+        where they are most. Each text of such a bucket is compared with the 64 before it, the 64
+        after it, and the bucket's first; so what is alike to the first is found, whatever the
+        bucket's size, and of two others that stand far apart it may be missed.
     bands : Bands
     """
 
@@ -152,7 +154,7 @@ class MinHashDedup:
         spool: str | Path | None = None,
         seed: int = 0,
     ):
-        check_range("threshold", threshold, low=1e-3, high=1 - 1e-3)
+        check_real("threshold", threshold, low=1e-3, high=1 - 1e-3)
         if link not in LINKS:
             raise UsageError(f"link must be one of {', '.join(LINKS)}, got {link!r}")
         check_whole("jobs", jobs, low=1)
@@ -245,9 +247,12 @@ class MinHashDedup:
     def _candidates(self, count: int, keys: Callable[[int], Hashes]) -> tuple[Pairs, int]:
         codes, left_out = np.empty(0, np.int64), 0
         for band in range(self.bands.count):
-            found = all_pairs(keys(band), _NEIGHBOURS)
-            codes = np.union1d(codes, found.pairs[:, 0] * count + found.pairs[:, 1])
-            left_out = max(left_out, found.left_out)
+            of_band = keys(band)
+            found = all_pairs(of_band, _NEIGHBOURS)
+            both = np.concatenate([found.pairs, star_pairs(of_band)])
+            here = np.unique(both[:, 0] * count + both[:, 1])
+            codes = np.union1d(codes, here)
+            left_out = max(left_out, found.left_out - (len(here) - len(found.pairs)))
         return np.stack([codes // max(1, count), codes % max(1, count)], axis=1), left_out
 
     def _similarity(

@@ -86,6 +86,9 @@ def layer_map(
     >>> layer_map(4, 6, placement="stack").copies
     (0, 1, 2, 1, 2, 3)
     """
+    for name, value in (("source", source), ("layers", layers)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UsageError(f"{name} must be a whole number of layers, got {value!r}")
     if source < 1:
         raise UsageError(f"source must be at least 1 layer, got {source}")
     if layers < source:

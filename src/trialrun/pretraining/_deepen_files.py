@@ -25,6 +25,7 @@ from transformers import AutoConfig
 
 from trialrun.core.errors import UsageError
 from trialrun.pretraining._deepen import LayerMap, _check_family, deepen, empty_model, layer_map
+from trialrun.pretraining._loading import BROKEN
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,7 +65,7 @@ class Checkpoint:
             for file in self._listed():
                 handle = self._stack.enter_context(safe_open(file, framework="pt"))
                 self._files |= dict.fromkeys(handle.keys(), handle)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             self._stack.close()
             raise UsageError(
                 f"the checkpoint at {folder} cannot be read ({error}): download or save it again"
@@ -140,8 +141,8 @@ def deepen_checkpoint(
     Raises
     ------
     UsageError
-        If weights are missing or of another shape than the config says, ``layers`` is out of
-        range, or ``target`` is not empty.
+        If the config cannot be read, weights are missing or of another shape than it says,
+        ``layers`` is out of range, or ``target`` is not empty.
     """
     source, target = Path(source), Path(target)
     if not (source / "config.json").is_file():
@@ -150,7 +151,13 @@ def deepen_checkpoint(
         raise UsageError(f"target must be a new or an empty folder, got {target}")
     if shard_bytes < 1:
         raise UsageError(f"shard_bytes must be at least 1, got {shard_bytes}")
-    config = AutoConfig.from_pretrained(source, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except BROKEN as error:
+        raise UsageError(
+            f"{source / 'config.json'} cannot be read as the config of a model transformers knows: "
+            f"download or save it again"
+        ) from error
     _check_family(config)
     plan = layer_map(config.num_hidden_layers, layers, placement=placement, silent=silent)
     deeper = deepen(config, layers=layers, placement=placement)

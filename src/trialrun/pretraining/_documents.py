@@ -109,7 +109,7 @@ def read_jsonl(*paths: str | Path, key: str = "text") -> Iterator[Document]:
     for path in map(Path, paths):
         if not path.is_file():
             raise UsageError(f"{path} is not a file: name JSON Lines files with a text per line")
-        with path.open(encoding="utf-8", errors="strict") as file:
+        with path.open(encoding="utf-8-sig", errors="strict") as file:
             yield from _documents_of(path, file, key)
 
 
@@ -130,6 +130,13 @@ def _documents_of(path: Path, lines: Iterable[str], key: str) -> Iterator[Docume
         raise UsageError(f"{path}, after line {number}: not UTF-8 ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from error
+
+
+def _counted(stream: Iterable[Any], passed: list[int], place: int) -> Iterator[Any]:
+    # The list is the run's own: an earlier run that is read on does not count into a later one.
+    for document in stream:
+        passed[place] += 1
+        yield document
 
 
 class Pipeline:
@@ -175,17 +182,11 @@ class Pipeline:
 
     def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Yield the documents of ``stream`` that come through all steps."""
-        self._passed = [0] * (len(self.steps) + 1)
-        flow: Iterable[Any] = self._counted(as_documents(stream), 0)
+        passed = self._passed = [0] * (len(self.steps) + 1)
+        flow: Iterable[Any] = _counted(as_documents(stream), passed, 0)
         for place, step in enumerate(self.steps, 1):
-            flow = self._counted(step(flow, rank, world_size), place)
+            flow = _counted(step(flow, rank, world_size), passed, place)
         return iter(flow)
-
-    def _counted(self, stream: Iterable[Any], place: int) -> Iterator[Any]:
-        passed = self._passed
-        for document in stream:
-            passed[place] += 1
-            yield document
 
     @property
     def counts(self) -> list[tuple[str, int, int]]:

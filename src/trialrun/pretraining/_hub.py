@@ -20,14 +20,18 @@ from trialrun.pretraining._manifest import Manifest, Shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".msgpack", ".h5")
-_CHECKPOINT = re.compile(r"step|checkpoint|ckpt|tokens|iter|revision-", re.IGNORECASE)
+_CHECKPOINT = re.compile(r"(^|[-_/])(step|checkpoint|ckpt|iter)[-_]?\d", re.IGNORECASE)
 _CODE = {
     "training_code": re.compile(r"(^|/)(train|pretrain|finetune)\w*\.(py|sh)$"),
     "inference_code": re.compile(r"(^|/)(infer|inference|generate|run)\w*\.py$"),
     "evaluation_code": re.compile(r"(^|/)(eval|evaluate|evaluation)\w*\.(py|sh)$"),
     "preprocessing_code": re.compile(r"(^|/)(preprocess|prepare_data|dedup|tokenize)\w*\.py$"),
 }
-_STATE = re.compile(r"(^|/)(trainer_state\.json|optimizer\.\w+|training_args\.\w+)$")
+_STATE = re.compile(
+    r"(^|/)(trainer_state\.json|(optimizer|scheduler|training_args|rng_state\w*)\.\w+"
+    r"|\w*optim_states\.pt)$"
+)
+_TOKENIZER = re.compile(r"(^|/)(tokenizer|vocab)[\w.-]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def manifest_of(repository: Repository) -> Manifest:
             found[name] = Shown("present", of, places, said or note)
 
     files = sorted(repository.files)
-    weights = [f"{tree}/{f}" for f in files if f.endswith(_WEIGHTS) and not _STATE.search(f)]
+    weights = [f"{tree}/{f}" for f in files if _is_weights(f)]
     put("final_parameters", weights)
     put("model_architecture", [f"{tree}/{f}" for f in files if f.startswith("modeling_")])
     kind = repository.card.get("library_name") or ""
@@ -74,6 +78,10 @@ def manifest_of(repository: Repository) -> Manifest:
     put("intermediate_parameters", [f"{at}/tree/{branch}" for branch in steps])
     _from_card(repository, at, put)
     return Manifest(repository.id, found, at, repository.sha)
+
+
+def _is_weights(file: str) -> bool:
+    return file.endswith(_WEIGHTS) and not _STATE.search(file) and not _TOKENIZER.search(file)
 
 
 def _from_card(repository: Repository, at: str, put: Any) -> None:
@@ -91,7 +99,8 @@ def _from_card(repository: Repository, at: str, put: Any) -> None:
 
 def _licence(card: Mapping[str, Any]) -> tuple[str, str]:
     said = card.get("license") or ""
-    said = " OR ".join(map(str, said)) if isinstance(said, list) else str(said)
+    # The card does not say whether one may choose among several: all of them must be open.
+    said = " AND ".join(map(str, said)) if isinstance(said, list) else str(said)
     if not said:
         return "", "the card names no licence"
     try:
@@ -125,10 +134,11 @@ def look_up(hub_id: str) -> Repository:
     errors = need("huggingface_hub.errors", extra="pretraining")
     constants = need("huggingface_hub.constants", extra="pretraining")
     offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1"
-    remedy = "add --online where there is a network, or write a manifest and grade that"
+    instead = "or write a manifest and grade that"
     if offline:
         raise NotRunnable(
-            f"{hub_id} must be asked of the hub and the network is off (HF_HUB_OFFLINE): {remedy}"
+            f"{hub_id} must be asked of the hub and the network is off (HF_HUB_OFFLINE): add "
+            f"--online where there is a network, {instead}"
         )
     api = hub.HfApi()
     try:
@@ -140,7 +150,10 @@ def look_up(hub_id: str) -> Repository:
         ) from error
     except Exception as error:  # each transport has its own errors
         kind = type(error).__name__
-        raise NotRunnable(f"the hub could not be asked for {hub_id} ({kind}): {remedy}") from error
+        raise NotRunnable(
+            f"the hub could not be asked for {hub_id} ({kind}): try again where the network "
+            f"reaches it, {instead}"
+        ) from error
     card = info.card_data.to_dict() if info.card_data else {}
     return Repository(
         id=hub_id,

@@ -53,6 +53,10 @@ _ALIASES = {
     "gfdl": "GFDL-1.3",
     "bsd": "BSD-3-Clause",
     "apache": "Apache-2.0",
+    # The hub's tags without a version: every version is approved for code.
+    "gpl": "GPL-3.0",
+    "lgpl": "LGPL-3.0",
+    "agpl": "AGPL-3.0",
     "cdla-permissive": "CDLA-Permissive-2.0",
 }
 

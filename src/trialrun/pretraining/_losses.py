@@ -23,6 +23,7 @@ from trialrun.core.shapes import check_axes
 
 IGNORED = -100
 """Label of a token that is not trained: prompts, other roles, padding."""
+_FARTHEST = 20.0
 
 
 class TokenLogps(NamedTuple):
@@ -68,7 +69,8 @@ def token_logps(
     Raises
     ------
     ValueError
-        If shapes do not fit, or a row holds no trained token after its first.
+        If shapes do not fit, there is no row, a row holds no trained token after its first, or
+        a label is no token of the vocabulary.
 
     Examples
     --------
@@ -84,6 +86,12 @@ def token_logps(
     targets = labels[:, 1:]
     trained = targets != IGNORED
     _refuse_untrained(trained, "labels")
+    wrong = targets[trained & ((targets < 0) | (targets >= logits.shape[2]))]
+    if len(wrong):
+        raise UsageError(
+            f"labels must be in 0..{logits.shape[2] - 1}, or {IGNORED} where not trained, got "
+            f"{int(wrong[0])}"
+        )
     kept = logits[:, :-1]
     kept = kept if kept.dtype == torch.float64 else kept.float()
     picked = functional.cross_entropy(
@@ -260,7 +268,8 @@ def grpo_loss(
 
     Per token: -min(r A, clip(r, 1 - clip, 1 + clip) A) + kl (e^d - d - 1), where r is the ratio
     of the policy to the one that sampled and d = log pi_ref - log pi. The KL term is the plain k3;
-    trl multiplies it by r unless told not to.
+    trl multiplies it by r unless told not to. Ours: log r is held within -20..20, so that r stays
+    finite (infinity times an advantage of 0 is not a number); beyond, r passes on no gradient.
 
     Parameters
     ----------
@@ -281,7 +290,8 @@ def grpo_loss(
     Raises
     ------
     ValueError
-        If shapes do not fit, a row has no trained token, or a setting is out of range.
+        If shapes do not fit, there is no row, a row has no trained token, ``trained`` is not
+        bool, or a setting is out of range.
 
     Examples
     --------
@@ -296,6 +306,8 @@ def grpo_loss(
                 f"{name} must have the shape {tuple(logps.shape)} of logps, got "
                 f"{tuple(other.shape)}"
             )
+    if trained.dtype != torch.bool:
+        raise UsageError(f"trained must be a bool tensor, got {trained.dtype}: use trained.bool()")
     if advantages.shape != logps.shape[:1]:
         raise UsageError(
             f"advantages must have shape ({len(logps)},), got {tuple(advantages.shape)}: flatten "
@@ -311,7 +323,7 @@ def grpo_loss(
 
     gain = advantages.detach()[:, None]
     # Places that are not trained are taken out first: whatever stands there must not reach exp.
-    ratio = torch.where(trained, logps - old.detach(), 0.0).exp()
+    ratio = torch.where(trained, logps - old.detach(), 0.0).clamp(-_FARTHEST, _FARTHEST).exp()
     near = ratio.clamp(1 - clip, 1 + clip)
     each = -torch.minimum(ratio * gain, near * gain)
     away = torch.zeros_like(logps)
@@ -337,6 +349,8 @@ def _mean(each: Tensor, trained: Tensor, mean: str) -> Tensor:
 
 
 def _refuse_untrained(trained: Tensor, name: str) -> None:
+    if not len(trained):
+        raise UsageError(f"{name} must hold at least one row, got none")
     empty = (~trained.any(1)).nonzero()
     if len(empty):
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,11 @@ class Manifest:
     version: str = ""
 
 
+def _plain(value: Any) -> str:
+    """Return a value as text; a key with nothing after it says nothing."""
+    return "" if value is None else str(value)
+
+
 def _strings(where: str, value: Any) -> tuple[str, ...]:
     items = value if isinstance(value, list) else [value]
     if not items or not all(isinstance(item, str) and item.strip() for item in items):
@@ -100,7 +106,7 @@ def _shown(where: str, said: Any) -> Shown:
     if status not in STATUSES:
         raise UsageError(f"{where}: status must be one of {', '.join(STATUSES)}, got {status!r}")
     evidence = _strings(f"{where}.evidence", said["evidence"]) if "evidence" in said else ()
-    return Shown(status, licence.strip(), evidence, str(said.get("note", "")))
+    return Shown(status, licence.strip(), evidence, _plain(said.get("note")))
 
 
 def parse_manifest(table: Any, *, where: str = "manifest") -> Manifest:
@@ -152,8 +158,8 @@ def parse_manifest(table: Any, *, where: str = "manifest") -> Manifest:
                 f"{', '.join(COMPONENTS)}"
             )
     shown = {name: _shown(f"{where}: {name}", said) for name, said in components.items()}
-    source, version = str(table.get("source", where)), str(table.get("version", ""))
-    return Manifest(release.strip(), shown, source, version)
+    source = _plain(table.get("source")) or where
+    return Manifest(release.strip(), shown, source, _plain(table.get("version")))
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -172,7 +178,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises
     ------
     UsageError
-        If there is no such file, it is not YAML, or it is no manifest.
+        If there is no such file, it is neither YAML nor JSON (by its ending), or no manifest.
     MissingExtra
         If PyYAML is not installed.
 
@@ -187,25 +193,64 @@ def read_manifest(path: str | Path) -> Manifest:
     'MIT'
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_there(path) or path.is_dir():
         raise UsageError(f"{path} is not a file: name a manifest (YAML or JSON) or a hub id")
-    yaml = need("yaml", extra="pretraining")
     try:
-        table = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader(yaml))
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text ({error.reason})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        spot = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"{path}{spot} is not valid YAML: {what}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+    try:
+        table = _json(path, text) if path.suffix.lower() == ".json" else _yaml(path, text)
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deep for a manifest") from error
     manifest = parse_manifest(table, where=path.name)
     return Manifest(
         manifest.release,
         {name: _looked_up(shown, path.parent) for name, shown in manifest.components.items()},
-        str(table.get("source", path)),
+        _plain(table.get("source")) or str(path),
         manifest.version,
     )
+
+
+def is_there(path: Path) -> bool:
+    """Return whether something is at ``path``; a name that no file can have leads nowhere."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _json(path: Path, text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                raise UsageError(f"{path} is not valid JSON: the key {key!r} stands there twice")
+            table[key] = value
+        return table
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}, line {error.lineno} is not valid JSON: {error.msg}") from error
+
+
+def _yaml(path: Path, text: str) -> Any:
+    yaml = need("yaml", extra="pretraining")
+    try:
+        return yaml.load(text, Loader=_loader(yaml))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        spot = f", line {mark.line + 1}" if mark else ""
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"{path}{spot} is not valid YAML: {what}") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # PyYAML's own constructors let these through: a date that is none, a tag on the wrong text.
+        raise UsageError(
+            f"{path} is not valid YAML: {error}: put what is meant as text in quotes"
+        ) from error
 
 
 def _loader(yaml: Any) -> Any:
@@ -217,6 +262,8 @@ def _loader(yaml: Any) -> Any:
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no key of a manifest: refused below, or as unknown
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands there twice", key.start_mark
@@ -229,7 +276,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def _looked_up(shown: Shown, folder: Path) -> Shown:
-    absent = [e for e in shown.evidence if e.startswith("./") and not (folder / e).exists()]
+    absent = [e for e in shown.evidence if e.startswith("./") and not is_there(folder / e)]
     if not absent or shown.status != "present":
         return shown
     return Shown("missing", shown.licence, shown.evidence, f"no such file: {', '.join(absent)}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng, split
-from trialrun.core.shapes import check_range
+from trialrun.pretraining._checks import check_real, check_whole
 from trialrun.pretraining._shingles import UNITS, Hashes, Shingles, mix, shingles
 
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -79,9 +79,9 @@ def bands_for(threshold: float, hashes: int = 128, *, misses: float = 0.5) -> Ba
     >>> bands_for(0.8).probability([0.5, 0.8, 0.95]).round(2).tolist()
     [0.0, 0.4, 1.0]
     """
-    check_range("threshold", threshold, low=1e-3, high=1 - 1e-3)
-    check_range("hashes", hashes, low=1)
-    check_range("misses", misses, low=0, high=1)
+    check_real("threshold", threshold, low=1e-3, high=1 - 1e-3)
+    check_whole("hashes", hashes, low=1)
+    check_real("misses", misses, low=0, high=1)
     grid = (np.arange(2000) + 0.5) / 2000
     below = grid < threshold
     best, chosen = np.inf, Bands(1, 1)
@@ -92,13 +92,6 @@ def bands_for(threshold: float, hashes: int = 128, *, misses: float = 0.5) -> Ba
             if error < best:
                 best, chosen = error, Bands(count, rows)
     return chosen
-
-
-def check_whole(name: str, value: int, *, low: int, high: int | None = None) -> None:
-    """Raise unless ``value`` is a whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UsageError(f"{name} must be a whole number, got {value!r}")
-    check_range(name, value, low=low, high=high)
 
 
 class MinHasher:

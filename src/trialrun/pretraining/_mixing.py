@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
+from trialrun.pretraining._documents import as_documents
 from trialrun.pretraining._phases import Phase
 
 Encode = Callable[[str], Iterable[int]]
@@ -92,14 +93,14 @@ class TokenSource:
 
 
 def write_tokens(
-    documents: Iterable[str], path: Path | str, encode: Encode, *, end: int, vocabulary: int
+    documents: Iterable[Any], path: Path | str, encode: Encode, *, end: int, vocabulary: int
 ) -> int:
     """Encode documents one at a time into a ``.npy`` token file, each with an end mark after it.
 
     Parameters
     ----------
-    documents : iterable of str
-        Read once; only one document is in memory.
+    documents : iterable of str or of documents
+        What a `Pipeline` gives, or plain texts. Read once; only one document is in memory.
     path : path ending in ``.npy``
         Written beside and moved into place when all is done.
     encode : callable
@@ -117,17 +118,20 @@ def write_tokens(
     Raises
     ------
     ValueError
-        If there is no document, or a token lies outside the vocabulary.
+        If there is no document, one has no text, a token lies outside the vocabulary, or
+        ``path`` does not end in ``.npy``.
     """
     path = Path(path)
+    if path.suffix != ".npy":
+        raise UsageError(f"path must end in .npy, by which a recipe knows tokens, got {path}")
     kind = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
     count = 0
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
             _header(file, kind, 0)
-            for document in documents:
-                tokens = np.fromiter((*encode(document), end), dtype=np.int64)
+            for document in as_documents(documents):
+                tokens = np.fromiter((*encode(document.text), end), dtype=np.int64)
                 if tokens.min() < 0 or tokens.max() >= vocabulary:
                     raise UsageError(
                         f"tokens must be in 0..{vocabulary - 1}, got {tokens.min()}..{tokens.max()}"

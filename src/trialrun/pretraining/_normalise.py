@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from trialrun.core.errors import UsageError
-from trialrun.core.shapes import check_range
+from trialrun.pretraining._checks import check_whole
 from trialrun.pretraining._documents import Stream, as_documents
 
 FORMS = ("NFC", "NFKC", "NFD", "NFKD")
@@ -120,7 +120,7 @@ class LengthFilter:
     Raises
     ------
     ValueError
-        If a bound is negative or ``most`` lies below ``least``.
+        If a bound is negative or no whole number, or ``most`` lies below ``least``.
 
     Examples
     --------
@@ -129,9 +129,9 @@ class LengthFilter:
     """
 
     def __init__(self, least: int = 200, most: int | None = None):
-        check_range("least", least, low=0, unit="characters")
+        check_whole("least", least, low=0)
         if most is not None:
-            check_range("most", most, low=least, unit="characters")
+            check_whole("most", most, low=least)
         self.least, self.most = least, most
 
     def __call__(self, stream: Stream, *_task: int) -> Iterator[Any]:

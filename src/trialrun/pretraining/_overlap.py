@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_SHOWN = 48  # characters of a run that a table quotes
+
 
 @dataclass(frozen=True)
 class ItemOverlap:
@@ -11,7 +13,8 @@ class ItemOverlap:
 
     ``spans`` are runs of units (words, or characters) of the folded item, each from its first to
     one past its last; ``share`` is how much of the item they cover. ``documents`` names the first
-    few; ``times`` counts all. ``judged`` is False for an item too short to say anything.
+    few; ``times`` counts all. ``judged`` is False for an item too short to say anything. ``text``
+    is the folded item, ``unit`` what its spans count: "word" or "character".
     """
 
     benchmark: str
@@ -23,6 +26,7 @@ class ItemOverlap:
     times: int
     judged: bool
     text: str = ""
+    unit: str = "word"
 
     @property
     def found(self) -> bool:
@@ -74,5 +78,8 @@ class ContaminationReport:
 
 def _quoted(item: ItemOverlap) -> str:
     start, stop = max(item.spans, key=lambda span: span[1] - span[0])
+    if item.unit == "character":
+        run = item.text[start:stop]
+        return repr(run[:_SHOWN] + (" ..." if len(run) > _SHOWN else ""))
     words = item.text.split()[start:stop]
     return repr(" ".join(words[:8]) + (" ..." if len(words) > 8 else ""))

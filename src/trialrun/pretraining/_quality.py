@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from numpy.typing import NDArray
 from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.core.seeds import rng, split
-from trialrun.core.shapes import check_range
+from trialrun.pretraining._checks import check_real, check_whole
 from trialrun.pretraining._documents import Stream, as_documents, chunks, texts_of
-from trialrun.pretraining._minhash import check_whole
 
 _WEIGHTS, _SETTINGS = "quality.safetensors", "quality.json"
 _BATCH = 256
@@ -80,7 +80,7 @@ class QualityFilter:
     ):
         check_whole("bits", bits, low=8, high=24)
         check_whole("epochs", epochs, low=1)
-        check_range("decay", decay, low=1e-12, high=1.0)
+        check_real("decay", decay, low=1e-12, high=1.0)
         self.bits, self.pairs, self.decay, self.epochs, self.seed = bits, pairs, decay, epochs, seed
 
     def _counts(self, texts: Sequence[str]) -> Any:
@@ -150,6 +150,8 @@ class QualityFilter:
     def threshold(self, texts: Iterable[Any], share: float) -> float:
         """Return the score that the best ``share`` of ``texts`` reach.
 
+        Where texts tie at that score, more than the share reach it.
+
         Raises
         ------
         ValueError
@@ -187,12 +189,13 @@ class QualityFilter:
         """
         folder = Path(folder)
         tensors = need("safetensors.numpy", extra="pretraining")
+        broken = need("safetensors", extra="pretraining").SafetensorError
         try:
             said = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
             weights = tensors.load_file(folder / _WEIGHTS)["weights"]
             made = cls(**said["settings"])
             offset, crc = float(said["offset"]), said["crc"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, broken) as error:
             raise UsageError(
                 f"{folder} holds no quality filter ({error}): it needs {_WEIGHTS} and {_SETTINGS}"
             ) from error
@@ -202,10 +205,10 @@ class QualityFilter:
         return made
 
 
-def check_share(share: float) -> None:
+def check_share(share: Any) -> None:
     """Raise unless ``share`` lies in (0, 1]."""
-    if not 0 < share <= 1:
-        raise UsageError(f"share must be above 0 and at most 1, got {share!r}")
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
+        raise UsageError(f"share must be a number above 0 and at most 1, got {share!r}")
 
 
 class QualityTop:
@@ -214,7 +217,8 @@ class QualityTop:
     The score to reach is set on the first documents, which wait until there are ``sample`` of
     them; from then on documents stream. On a stream whose quality drifts the share drifts too, and
     tasks that see different documents set different scores: give them all one ``threshold``, from
-    `QualityFilter.threshold` on a sample of everything.
+    `QualityFilter.threshold` on a sample of everything. Documents that tie with the last of the
+    share come through as well: where many are alike (all empty, say), more than the share do.
 
     Parameters
     ----------
@@ -235,7 +239,7 @@ class QualityTop:
     Raises
     ------
     ValueError
-        If the share lies outside (0, 1].
+        If ``quality`` is no `QualityFilter` that has learnt, or the share lies outside (0, 1].
 
     Examples
     --------
@@ -253,8 +257,11 @@ class QualityTop:
         sample: int = 10_000,
         threshold: float | None = None,
     ):
+        if not isinstance(quality, QualityFilter):
+            raise UsageError(f"quality must be a QualityFilter, got {type(quality).__name__}")
         check_share(share)
-        if threshold is not None and not np.isfinite(threshold):
+        known = threshold is None or (isinstance(threshold, Real) and np.isfinite(threshold))
+        if not known:
             raise UsageError(f"threshold must be a finite score, got {threshold!r}")
         check_whole("sample", sample, low=1)
         quality._check_fitted()

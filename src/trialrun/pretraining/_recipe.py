@@ -19,6 +19,7 @@ from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.core.seeds import split
 from trialrun.pretraining._deepen import deepen, deepen_model
+from trialrun.pretraining._loading import BROKEN, load_model
 from trialrun.pretraining._phases import Phase, Phases, Rate
 from trialrun.pretraining._sources import (
     Vocabulary,
@@ -61,17 +62,15 @@ class ModelPlan:
             raise UsageError("model must have either config or start, and not both")
 
     def make(self, *, seed: int) -> Any:
-        """Return the model, in float32; a new one's weights depend on ``seed`` alone."""
+        """Return the model, in float32; a new one's weights depend on ``seed`` alone.
+
+        Raises
+        ------
+        UsageError
+            If the model cannot be read or built, or one that is read lacks weights.
+        """
         if self.start is not None:
-            try:
-                model = AutoModelForCausalLM.from_pretrained(
-                    self.start, use_safetensors=True, dtype=torch.float32
-                )
-            except (OSError, ValueError) as error:
-                raise UsageError(
-                    f"no model could be read from {self.start!r}: give a folder saved by "
-                    f"transformers with safetensors weights, or a hub id that can be reached"
-                ) from error
+            model = load_model(self.start, dtype=torch.float32)
             if self.layers is not None:
                 model = deepen_model(model, layers=self.layers, placement=self.placement)
         else:
@@ -80,7 +79,11 @@ class ModelPlan:
                 config = deepen(config, layers=self.layers, placement=self.placement)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(split(seed, "weights"))
-                model = AutoModelForCausalLM.from_config(config)
+                try:
+                    model = AutoModelForCausalLM.from_config(config)
+                except BROKEN as error:
+                    words = " ".join(str(error).split())
+                    raise UsageError(f"model.config makes no Mistral: {words}") from error
         if self.recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
@@ -126,6 +129,19 @@ class Recipe:
     def open_sources(self) -> dict[str, Any]:
         """Return the sources, opened but not read."""
         return {name: open_source(path) for name, path in self.sources.items()}
+
+    def check_vocabulary(self, model: Any) -> None:
+        """Refuse bytes for chats and pairs of a model that was not made for them."""
+        talks = [phase.name for phase in self.phases.phases if phase.objective != "text"]
+        size = byte_vocabulary().size
+        if self.model.start is None or self.vocabulary != "bytes" or not talks:
+            return
+        if model.config.vocab_size != size:
+            raise UsageError(
+                f"vocabulary must be the tokenizer of {self.model.start!r} for phase "
+                f"{talks[0]!r}, got bytes, which take a model of {size} tokens and not "
+                f"{model.config.vocab_size}"
+            )
 
     def open_vocabulary(self) -> Vocabulary:
         """Return the vocabulary that chats and pairs are encoded with."""
@@ -183,14 +199,16 @@ def parse_recipe(table: Any, *, home: Path) -> Recipe:
             model[key] = str(home / model[key])
     saving = {"folder": home / _value("out", str, table["out"])}
     saving |= {
-        to: table[key] for key, to in (("save_every", "every"), ("keep", "keep")) if key in table
+        to: _count(key, table[key])
+        for key, to in (("save_every", "every"), ("keep", "keep"))
+        if key in table
     }
     plain = {key: table[key] for key in ("seed", "micro_batch", "vocabulary") if key in table}
     return Recipe(
         model=_make(ModelPlan, "model", model),
         sources={n: home / _value(f"sources.{n}", str, p) for n, p in sources.items()},
         phases=Phases([_phase(i, row, home) for i, row in enumerate(rows)]),
-        saving=_make(Saving, "recipe", saving),
+        saving=Saving(**saving),
         optimiser=_make(Optimiser, "optimiser", table.get("optimiser", {})),
         precision=precision,
         **{key: _value(key, str if key == "vocabulary" else int, v) for key, v in plain.items()},
@@ -236,6 +254,12 @@ def _value(where: str, kind: type, value: Any) -> Any:
     return float(str(value)) if kind is float else value
 
 
+def _count(where: str, value: Any) -> int:
+    if _value(where, int, value) < 1:
+        raise UsageError(f"{where} must be at least 1, got {value}")
+    return int(value)
+
+
 def _table(where: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} must be a table, got {value!r}")
@@ -267,4 +291,22 @@ def _mistral(settings: Mapping[str, Any]) -> MistralConfig:
             f"model.config has the unknown key {unknown[0]!r}: it takes the settings of "
             f"transformers' MistralConfig"
         )
-    return MistralConfig(**settings)
+    try:
+        config = MistralConfig(**settings)
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        epsilon = float(config.rms_norm_eps)
+        sizes = {"num_attention_heads": heads, "num_key_value_heads": groups}
+    except (*BROKEN, ZeroDivisionError) as error:
+        words = " ".join(str(error).split())
+        raise UsageError(f"model.config makes no Mistral: {words}") from error
+    for key, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"model.config.{key} must be a whole number from 1 up, got {value!r}")
+    if heads % groups:
+        raise UsageError(
+            f"model.config.num_attention_heads must be a multiple of num_key_value_heads {groups}, "
+            f"got {heads}"
+        )
+    if not epsilon > 0:
+        raise UsageError(f"model.config.rms_norm_eps must be above 0, got {epsilon}")
+    return config

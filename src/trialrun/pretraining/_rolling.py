@@ -170,8 +170,8 @@ def prefill(
     attention_mask : int tensor of shape (batch, time), or None
         1 for tokens, 0 for padding. None means no padding.
     cache : Cache or None
-        An empty cache; None makes a `rolling_cache`. A static one must hold the whole length in
-        its mask, so it is not taken here.
+        An empty `rolling_cache` of this model's config; None makes one. A static one must hold
+        the whole length in its mask, so it is not taken here.
     piece : int or None
         Tokens read at once, at least 1. None means the window.
 
@@ -184,7 +184,10 @@ def prefill(
     Raises
     ------
     UsageError
-        If the prompt is empty or padded on the right, or ``piece`` is below 1.
+        If the prompt is empty or padded on the right, ``piece`` is below 1, the cache has been
+        used or is not this model's, the model is in training with gradient checkpointing (which
+        keeps no cache), or padding meets eager attention in float64 (whose softmax is not a
+        number where a piece holds padding only).
 
     Examples
     --------
@@ -209,7 +212,11 @@ def prefill(
                 "prompts on the left"
             )
         places = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-    cache = rolling_cache(model.config) if cache is None else cache
+    _check_model(model, padded=attention_mask is not None and not bool(attention_mask.all()))
+    if cache is None:
+        cache = rolling_cache(model.config)
+    else:
+        _check_cache(cache, model.config)
     for start in range(0, length, step):
         end = min(start + step, length)
         out = model(
@@ -222,3 +229,41 @@ def prefill(
         )
         compact(cache)
     return Prefilled(out.logits[:, -1], cache)
+
+
+def _check_model(model: Any, *, padded: bool) -> None:
+    if model.training and getattr(model, "is_gradient_checkpointing", False):
+        raise UsageError(
+            "model must not be in training with gradient checkpointing, under which transformers "
+            "keeps no cache: call model.eval()"
+        )
+    eager = getattr(model.config, "_attn_implementation", None) == "eager"
+    if padded and eager and model.dtype == torch.float64:
+        raise UsageError(
+            "attention must be sdpa for a padded prompt in float64, got eager, which gives nan "
+            "where a piece holds padding only: load the model with attn_implementation='sdpa'"
+        )
+
+
+def _check_cache(cache: Cache, config: PreTrainedConfig) -> None:
+    if isinstance(cache, StaticCache):
+        raise UsageError("cache must grow, got a static one: make it with rolling_cache(config)")
+    layers: list[Any] = cache.layers
+    if len(layers) != config.num_hidden_layers:
+        raise UsageError(
+            f"cache must have the model's {config.num_hidden_layers} layers, got {len(layers)}: "
+            f"make it with rolling_cache(model.config)"
+        )
+    window = window_of(config)
+    for place, layer in enumerate(layers):
+        found = getattr(layer, "sliding_window", None)
+        if found != window:
+            raise UsageError(
+                f"cache must roll with the model's window of {window} tokens, got {found} in layer "
+                f"{place}: make it with rolling_cache(model.config)"
+            )
+    if cache.get_seq_length():
+        raise UsageError(
+            f"cache must be empty, got one that has read {cache.get_seq_length()} tokens: give a "
+            f"new one for each prompt"
+        )

@@ -1,9 +1,10 @@
 """The training loop: phases on any number of processes through Accelerate, the same every time.
 
-Which sequences a step takes, its rate and its random numbers are functions of the seed and the
-step, never of the number of processes; the loss is summed over all processes' trained tokens and
-divided by their number. A run on two processes therefore differs from a run on one by rounding
-only, and a resumed run from an uninterrupted one not at all.
+Which sequences a step takes and its rate are functions of the seed and the step, never of the
+number of processes; the loss is summed over all processes' trained tokens and divided by their
+number. Without dropout a run on two processes therefore differs from a run on one by rounding only.
+Dropout's draws depend on the seed, the step, the process and the pieces it works in; with them as
+they were, a resumed run differs from an uninterrupted one not at all.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from trialrun.pretraining import _stack  # noqa: F401  isort: skip
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_range
-from trialrun.pretraining._chat import Batch, collate
+from trialrun.pretraining._chat import Batch, Example, collate
 from trialrun.pretraining._checkpoints import (
     Progress,
     digest,
@@ -35,10 +35,19 @@ from trialrun.pretraining._checkpoints import (
     read_progress,
     save_checkpoint,
 )
+from trialrun.pretraining._loading import load_model
 from trialrun.pretraining._losses import IGNORED, answer_logps, dpo_loss, sft_loss
 from trialrun.pretraining._mixing import Mixture
 from trialrun.pretraining._phases import Phase, Phases
-from trialrun.pretraining._sources import Rows, Vocabulary, byte_vocabulary, rows_of
+from trialrun.pretraining._sources import (
+    ChatRows,
+    Rows,
+    Vocabulary,
+    byte_vocabulary,
+    rows_of,
+)
+
+_UNLIKE = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +116,11 @@ def train(
         With a checkpoint in ``saving``, its weights are replaced by the newest one's.
     phases : Phases
     sources : mapping of name to TokenSource or rows of chats or pairs
+        Chats and pairs are all encoded once before the first step, so that one that does not fit
+        stops the run there and not days later.
     seed : int
-        Fixes the order of the data and dropout; the model's weights are the caller's.
+        Fixes the order of the data and, for a number of processes and ``micro_batch``, dropout;
+        the model's weights are the caller's.
     optimiser : Optimiser or None
         None means the defaults.
     saving : Saving or None
@@ -130,8 +142,10 @@ def train(
     Raises
     ------
     ValueError
-        If a step's sequences cannot be shared out evenly, a source is missing or too short, a
-        checkpoint is of another run, or the loss is no longer finite.
+        If a step's sequences cannot be shared out evenly, a source is missing or too short, a chat
+        holds nothing to train within the context, a token is none of the model's, the reference
+        is missing, a checkpoint is of another run or model or lacks weights, or the loss or its
+        gradient is no longer finite.
     """
     loop = _Loop(
         accelerator or Accelerator(),
@@ -167,9 +181,36 @@ class _Loop:
         self.micro_batch = micro_batch
         self.vocabulary = vocabulary
         self.rows = [self._rows(phase, sources) for phase in phases.phases]
-        sizes = [{name: len(rows) for name, rows in found.items()} for found in self.rows]
-        self.name = digest(phases.phases, seed, astuple(settings), sizes)
+        for phase in phases.phases:
+            if phase.reference is not None and not Path(phase.reference, "config.json").is_file():
+                raise UsageError(
+                    f"reference of phase {phase.name!r} must be a model's folder, and "
+                    f"{phase.reference} holds no config.json"
+                )
         self.reference: Any = None
+
+    def _name(self, model: Any) -> str:
+        sizes = [{name: len(rows) for name, rows in found.items()} for found in self.rows]
+        config = {k: v for k, v in model.config.to_dict().items() if k not in _UNLIKE}
+        kept = json.dumps(config, sort_keys=True, default=str)
+        return digest(self.phases.phases, self.seed, astuple(self.settings), sizes, kept)
+
+    def _check_rows(self, model: Any) -> None:
+        talks = [phase.name for phase in self.phases.phases if phase.objective != "text"]
+        if talks and self.vocabulary.size > model.config.vocab_size:
+            raise UsageError(
+                f"the vocabulary of {self.vocabulary.size} tokens, end token included, must fit "
+                f"the model's {model.config.vocab_size} for phase {talks[0]!r}: give the model's "
+                f"own tokenizer as vocabulary"
+            )
+        accelerator = self.accelerator
+        for found in self.rows:
+            for rows in found.values():
+                if isinstance(rows, ChatRows):
+                    for row in range(
+                        accelerator.process_index, len(rows), accelerator.num_processes
+                    ):
+                        _check_tokens(rows[row], model.config.vocab_size)
 
     def _rows(self, phase: Phase, sources: Mapping[str, Any]) -> dict[str, Rows]:
         world = self.accelerator.num_processes
@@ -185,11 +226,14 @@ class _Loop:
         }
 
     def run(self, model: Any, report: Callable[[Step], None] | None) -> list[Step]:
-        accelerator, start = self.accelerator, Progress(run=self.name)
+        name = self._name(model)
+        accelerator, start = self.accelerator, Progress(run=name)
         checkpoint = latest(self.saving.folder) if self.saving else None
         if checkpoint is not None:
-            start = read_progress(checkpoint, run=self.name)
+            start = read_progress(checkpoint, run=name)
             _load_weights(model, checkpoint)
+        if start.step < self.phases.steps:
+            self._check_rows(model)
         model.train()
         bare = torch.optim.AdamW(
             _groups(model, self.settings.decay),
@@ -225,7 +269,7 @@ class _Loop:
             self._log(done, report)
             last = number + 1 == self.phases.steps
             if self.saving and (last or (number + 1) % self.saving.every == 0):
-                progress = Progress(number + 1, mixture.state(), self.name)
+                progress = Progress(number + 1, mixture.state(), name)
                 save_checkpoint(
                     accelerator,
                     model,
@@ -256,6 +300,9 @@ class _Loop:
         accelerator = self.accelerator
         drawn = mixture.step()[accelerator.process_index :: accelerator.num_processes]
         examples = [rows[name][row] for name, row in drawn]
+        size = accelerator.unwrap_model(model).config.vocab_size
+        for example in examples:
+            _check_tokens(example, size)
         count = len(examples)
         if phase.objective != "preference":
             count = sum(int((np.asarray(e.labels)[1:] != IGNORED).sum()) for (e,) in examples)
@@ -282,7 +329,12 @@ class _Loop:
                 f"the loss at step {number} is {found}: lower the rate of phase {phase.name!r} or "
                 f"look at its data; the newest checkpoint is still good"
             )
-        accelerator.clip_grad_norm_(model.parameters(), self.settings.clip)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), self.settings.clip))
+        if not math.isfinite(norm):
+            raise UsageError(
+                f"the gradient's norm at step {number} is {norm}: lower the rate of phase "
+                f"{phase.name!r} or look at its data; the newest checkpoint is still good"
+            )
         optimiser.step()
         return found
 
@@ -311,14 +363,7 @@ class _Loop:
         self.reference = None
         if phase.reference is None:
             return
-        folder = Path(phase.reference)
-        if not (folder / "config.json").is_file():
-            raise UsageError(
-                f"reference must be a model's folder, and {folder} holds no config.json"
-            )
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        model = load_model(phase.reference, local=True)
         self.reference = model.to(self.accelerator.device).eval().requires_grad_(False)
 
     def _open_log(self, step: int) -> None:
@@ -355,7 +400,15 @@ def _groups(model: Any, decay: float) -> list[dict[str, Any]]:
 
 
 def _load_weights(model: Any, checkpoint: Path) -> None:
-    saved = AutoModelForCausalLM.from_pretrained(
-        checkpoint, local_files_only=True, use_safetensors=True, dtype=model.dtype
-    )
-    model.load_state_dict(saved.state_dict())
+    model.load_state_dict(load_model(checkpoint, dtype=model.dtype, local=True).state_dict())
+
+
+def _check_tokens(examples: Sequence[Example], size: int) -> None:
+    for example in examples:
+        ids = np.asarray(example.ids)
+        if ids.max() >= size or ids.min() < 0:
+            wrong = int(ids.max() if ids.max() >= size else ids.min())
+            raise UsageError(
+                f"tokens must be in 0..{size - 1}, the model's vocabulary, got {wrong}: encode the "
+                f"sources with the model's own tokenizer"
+            )

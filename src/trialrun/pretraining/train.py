@@ -50,8 +50,10 @@ def run_recipe(
             f"{accelerator.distributed_type.value}: choose multi-GPU without FSDP or DeepSpeed in "
             f"accelerate config"
         )
+    model = recipe.model.make(seed=recipe.seed)
+    recipe.check_vocabulary(model)
     return train(
-        recipe.model.make(seed=recipe.seed),
+        model,
         recipe.phases,
         recipe.open_sources(),
         seed=recipe.seed,

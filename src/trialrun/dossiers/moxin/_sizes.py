@@ -33,7 +33,7 @@ def sizes_of(ctx: Context) -> MoxinBudget:
 
 BUDGETS = {
     "smoke": MoxinBudget(seeds=2, items=10, lm=_lm_sizes.SMOKE),
-    "quick": MoxinBudget(seeds=3, first_seed=50, items=100, lm=_lm_sizes.QUICK),
-    "full": MoxinBudget(seeds=5, first_seed=100, items=300, lm=_lm_sizes.FULL),
-    "gpu": MoxinBudget(seeds=3, first_seed=200, items=300, lm=_lm_sizes.GPU),
+    "quick": MoxinBudget(seeds=3, first_seed=70, items=100, lm=_lm_sizes.QUICK),
+    "full": MoxinBudget(seeds=5, first_seed=200, items=300, lm=_lm_sizes.FULL),
+    "gpu": MoxinBudget(seeds=3, first_seed=300, items=300, lm=_lm_sizes.GPU),
 }

@@ -19,12 +19,15 @@ from trialrun.claims.contract import Arm, Context, Measurement
 from trialrun.core.seeds import rng
 from trialrun.dossiers.moxin._sizes import sizes_of
 from trialrun.material.stdlib_text import load_stdlib_text
+from trialrun.pretraining._licences import open_for
 from trialrun.pretraining.moxin import contamination, grade, read_manifest
+from trialrun.pretraining.openness import UNGRADED, Manifest
 
 N = 13
 ITEM_WORDS, DOCUMENT_WORDS = 40, 300
 EVERY = 20  # one word in so many is changed in the condition "edited"
 _POOL = 4  # candidates drawn for each item and document needed
+_TAGGED = ("final_parameters", "model_architecture")  # whose licence stands on a release's front
 _BARE = str.maketrans("", "", string.punctuation)
 
 Found = Callable[[Sequence[str], Sequence[str]], list[bool]]
@@ -158,11 +161,15 @@ def _search(
     return find(items, grown)
 
 
-def openness(_ctx: Context, *, release: str) -> Measurement:
-    """Measure the class of a release as a number: 1, 2, 3, or 4 for none."""
+def _manifest(release: str) -> Manifest:
     name = f"release-{release}.yaml"
     with as_file(files("trialrun") / "dossiers" / "moxin" / name) as path:
-        manifest = read_manifest(path)
+        return read_manifest(path)
+
+
+def openness(_ctx: Context, *, release: str) -> Measurement:
+    """Measure the class of a release as a number: 1, 2, 3, or 4 for none."""
+    manifest = _manifest(release)
     strict, doubted = grade(manifest), grade(manifest, trusting=True)
     return Measurement(
         {"strict": float(strict.level), "benefit of the doubt": float(doubted.level)},
@@ -174,9 +181,15 @@ def openness(_ctx: Context, *, release: str) -> Measurement:
     )
 
 
-def by_licence_tag(_ctx: Context) -> Measurement:
-    """Measure what a look at the repository's licence alone says: open, so class I."""
-    return Measurement({"strict": 1.0, "benefit of the doubt": 1.0}, 1)
+def by_licence_tag(_ctx: Context, *, release: str) -> Measurement:
+    """Measure what a look at one licence says: that of the weights, or else of the code.
+
+    Where it is open for anything, the release passes for class I; where it is not, for none.
+    """
+    shown = _manifest(release).components
+    tags = [shown[name].licence for name in _TAGGED if name in shown and shown[name].licence]
+    level = 1.0 if tags and open_for(tags[0]) else float(UNGRADED)
+    return Measurement({"strict": level, "benefit of the doubt": level}, 1)
 
 
 ARMS: dict[str, dict[str, Arm]] = {
@@ -192,6 +205,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         "as-stated": partial(openness, release="as-stated"),
         "complete": partial(openness, release="complete"),
         "weights-only": partial(openness, release="weights-only"),
-        "licence-tag": by_licence_tag,
+        "closed-weights": partial(openness, release="closed-weights"),
+        "licence-tag": partial(by_licence_tag, release="moxin-7b"),
+        "tag-of-closed-weights": partial(by_licence_tag, release="closed-weights"),
+        "tag-of-weights-only": partial(by_licence_tag, release="weights-only"),
     },
 }

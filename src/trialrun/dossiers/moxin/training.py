@@ -300,7 +300,10 @@ Make = Callable[[MistralConfig, int], Cache]
 
 @torch.no_grad()
 def rolling(ctx: Context, *, make: Make, wider: int = 0) -> Measurement:
-    """Return the largest difference of a logit from attention over the whole sequence."""
+    """Return the largest difference of a logit from attention over the whole sequence.
+
+    Token by token, and after a prompt read in pieces: a window at a time, the last one half full.
+    """
     _be_quiet()
     model, window = _deepened(ctx), _sizes(ctx).window
     stepping = _deepened(ctx)
@@ -325,14 +328,27 @@ def rolling(ctx: Context, *, make: Make, wider: int = 0) -> Measurement:
             ],
             dim=1,
         )
-        # Each row alone and without padding, in one pass: nothing is shared with the cache's path.
-        alone = [
-            model(input_ids=ids[r : r + 1, s:], use_cache=False).logits
-            for r, s in ((0, pad), (1, 0))
-        ]
-        gaps = [(stepped[r, s:] - alone[r][0]).abs().max() for r, s in ((0, pad), (1, 0))]
-        points[name] = float(torch.stack(gaps).max())
-    return Measurement(points, n=2 * 26 * window)
+        points[name] = _gap(model, ids, pad, stepped)
+    ids = _ids(ctx, 16 * window + window // 2)
+    cache = make(stepping.config, ids.shape[1])
+    if make is _rolling:
+        last = prefill(stepping, ids, cache=cache).logits
+    else:
+        for piece in ids.split(window, dim=1):
+            out = stepping(input_ids=piece, past_key_values=cache, use_cache=True)
+        last = out.logits[:, -1]
+    points["prompt"] = _gap(model, ids, 0, last[:, None])
+    return Measurement(points, n=2 * (26 * window + 1))
+
+
+def _gap(model: Any, ids: torch.Tensor, pad: int, found: torch.Tensor) -> float:
+    # Each row alone and without padding, in one pass: nothing is shared with the cache's path.
+    gaps = []
+    for row, start in ((0, pad), (1, 0)):
+        alone = model(input_ids=ids[row : row + 1, start:], use_cache=False).logits[0]
+        kept = min(len(alone), found.shape[1])
+        gaps.append((found[row, -kept:] - alone[-kept:]).abs().max())
+    return float(torch.stack(gaps).max())
 
 
 @torch.no_grad()
