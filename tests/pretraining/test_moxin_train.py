@@ -458,6 +458,18 @@ def test_the_recipe_in_the_docs_is_read(tmp_path):
     assert recipe.model.layers == 36
 
 
+def test_the_token_file_of_the_docs_can_be_made(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    own = 'hub_vocabulary("mistralai/Mistral-7B-v0.1")'
+    assert own in code
+    monkeypatch.chdir(tmp_path)
+    Path("web.jsonl").write_text(json.dumps({"text": "some words and others " * 20}) + "\n")
+    exec("from trialrun.pretraining.moxin import byte_vocabulary", names := {})
+    exec(code.replace(own, "byte_vocabulary()"), names)
+    assert TokenSource.open("web.npy").tokens[-1] == byte_vocabulary().end
+
+
 def test_a_missing_recipe_is_named(tmp_path, capsys):
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert "no recipe at" in capsys.readouterr().err
