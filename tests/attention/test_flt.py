@@ -227,7 +227,7 @@ def gaps_to_exact(kind, reach, freqs, bare, **settings):
     z = torch.arange(16.0 * reach + 1)[:, None]
     found = []
     for seed in range(5):
-        rpe = SpectralRPE(1, kind, heads=3, freqs=freqs, reach=reach, seed=seed, **settings)
+        rpe = SpectralRPE(1, kind, heads=3, freqs=freqs, reach=float(reach), seed=seed, **settings)
         with torch.no_grad():
             gap = (rpe.mask(z) - rpe.exact(z)).abs()
             if kind == "local":

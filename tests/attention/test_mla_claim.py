@@ -244,6 +244,7 @@ class _Halves:
         return {"input_ids": [half for c in text[:4000] for half in (ord(c) % 128, 200)]}
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_a_model_of_one_s_own_is_converted_scored_and_kept(ctx, tmp_path, monkeypatch):
     folder = tmp_path / "own"
     save_model(make_model(Shape(layers=1, width=32, heads=2, length=128), seed=0), folder)
@@ -260,6 +261,7 @@ def test_a_model_of_one_s_own_is_converted_scored_and_kept(ctx, tmp_path, monkey
     assert loaded.config.kv_lora_rank + loaded.config.qk_rope_head_dim == 16
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_a_byte_model_of_one_s_own_text_is_kept(ctx, tmp_path, text_file):
     kept = tmp_path / "kept"
     TRIAL.keep(dataclasses.replace(ctx, on=On("text", text_file)), kept)

@@ -352,6 +352,7 @@ def test_a_cropped_cache_goes_on_as_if_the_rest_had_not_been():
     torch.testing.assert_close(resumed, whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 @pytest.mark.parametrize("kind", ["llama, grouped", "qwen2"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_model_is_read_by_the_auto_class(tmp_path, kind, tied):
@@ -370,6 +371,7 @@ def test_a_saved_model_is_read_by_the_auto_class(tmp_path, kind, tied):
     )
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_a_checkpoint_with_missing_weights_is_refused(tmp_path):
     convert_to_mla(make_host(dtype=torch.float32), 20, 8).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -591,6 +593,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_told_in_a_sentence(case):
     pattern, call = BAD[case]

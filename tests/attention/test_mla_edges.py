@@ -174,6 +174,7 @@ def test_a_host_with_another_attention_function_is_refused():
         converted.set_attn_implementation("flash_attention_2")
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_a_two_dimensional_mask_is_left_to_the_attention_function(monkeypatch):
     attention = convert_to_mla(llama(), 8, 4).model.layers[0].self_attn
     given = []
@@ -364,6 +365,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_told_in_a_sentence(case):
     pattern, call = BAD[case]

@@ -127,6 +127,7 @@ def test_an_empty_cache_holds_nothing():
     assert cache_bytes(DynamicCache()) == cache_bytes([]) == 0
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 @pytest.mark.parametrize(
     ("call", "pattern"),
     [

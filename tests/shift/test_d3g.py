@@ -1,6 +1,5 @@
 """D3G: parity with the slow twin, relations to unseen domains, and life inside scikit-learn."""
 
-import jaxtyping
 import numpy as np
 import pytest
 import sklearn
@@ -422,15 +421,6 @@ def test_a_graph_model_asks_for_the_relations_of_a_new_domain():
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         fitted(**changes)
-
-
-@pytest.fixture
-def no_annotation_checks():
-    """Let a user's wrong shape reach our own message, which the type checker would pre-empt."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("no_annotation_checks")
