@@ -365,6 +365,7 @@ def test_autocast_and_half_precision_are_remembered_in_float32(chosen):
         assert memory.start(u.to(dtype)).coefficients.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_numbers_of_numpy_are_numbers():
     memory = HiPPO("legt", np.int64(6), window=np.float32(20))
     u = signal(30)

@@ -268,6 +268,7 @@ def test_kept_matrices_are_those_of_the_memory_and_can_be_trained_through():
     assert torch.equal(swapped, net(x)[0])
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 @pytest.mark.parametrize("kind", [S4, S4D])
 def test_a_rate_may_be_any_kind_of_number_and_float64_weights_take_float32(kind):
     layer, x = kind(3, 8), sequences(2, 20, 3).float()

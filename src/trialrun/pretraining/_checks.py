@@ -18,7 +18,7 @@ def check_whole(name: str, value: Any, *, low: int, high: int | None = None) -> 
     check_range(name, int(value), low=low, high=high)
 
 
-def check_real(name: str, value: Any, *, low: float, high: float) -> None:
+def check_real(name: str, value: Any, *, low: float | int, high: float | int) -> None:
     """Raise unless ``value`` is a number in a range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UsageError(f"{name} must be a number, got {value!r}")
