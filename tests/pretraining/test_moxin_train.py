@@ -603,6 +603,7 @@ def test_tokens_outside_the_models_vocabulary_are_named():
         _run(_model(vocab_size=256), _talk("chat"), {"talk": CHATS})
 
 
+@pytest.mark.usefixtures("no_annotation_checks")
 def test_bytes_are_refused_for_talk_with_a_model_that_has_its_own_tokens(tmp_path):
     _model(vocab_size=300).save_pretrained(tmp_path / "base")
     (tmp_path / "talk.jsonl").write_text("\n".join(json.dumps(row) for row in CHATS))

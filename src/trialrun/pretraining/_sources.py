@@ -123,10 +123,7 @@ Rows = TextRows | ChatRows
 
 
 def rows_of(
-    objective: str,
-    source: TokenSource | JsonLines | Sequence[Any],
-    context: int,
-    vocabulary: Vocabulary,
+    objective: str, source: TokenSource | Sequence[Any], context: int, vocabulary: Vocabulary
 ) -> Rows:
     """Return a source's rows for an objective.
 
