@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trialrun.attention import _flt_stack  # noqa: F401
+from trialrun.attention import _stack  # noqa: F401
 
 # isort: split
 import torch

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from trialrun.attention import _flt_stack  # noqa: F401
+from trialrun.attention import _stack  # noqa: F401
 
 # isort: split
 import torch

@@ -1,6 +1,0 @@
-"""The packages under flt, imported first so that a missing one names its extra."""
-
-from trialrun.core.extras import need
-
-for _package in ("torch", "safetensors", "jaxtyping"):
-    need(_package, extra="attention")
