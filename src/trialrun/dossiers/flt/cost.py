@@ -119,16 +119,20 @@ def growth(
         with Alive() as watched:
             call(x)
         sizes.append(float(watched.peak))
-    # Lengths in turn, so that a busy moment of the machine does not fall on one of them.
-    for _ in range(repeats):
-        for i, x in enumerate(inputs):
-            seconds[i] = min(seconds[i], _seconds(partial(call, x), where))
+    gc.collect()
+    gc.disable()
+    try:
+        # Lengths in turn, so that a busy moment of the machine does not fall on one of them.
+        for _ in range(repeats):
+            for i, x in enumerate(inputs):
+                seconds[i] = min(seconds[i], _seconds(partial(call, x), where))
+    finally:
+        gc.enable()
     found = {"time": slope(used, seconds), "memory": slope(used, sizes)}
     return {**found, "seconds": seconds[-1]}
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    gc.collect()
     # On CPU the processor's own seconds: other work on the machine does not enter them.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     began = clock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -30,11 +30,10 @@ from trialrun.dossiers.hippo.nets import (
     train,
 )
 from trialrun.material.curves import band_limited_noise, pen_strokes
-from trialrun.material.digits import load_digits, pixel_sequences
+from trialrun.material.digits import Digits, load_digits, pixel_sequences
 from trialrun.material.series import read_ts
 
-LENGTHS = (1000, 2000, 4000)
-USUAL = 1024
+HISTORIES = {"1 window": 1, "2 windows": 2, "4 windows": 4}
 SAMPLES = 64
 OTHERS = 512
 RATES = {"half": 32, "double": 128}
@@ -51,10 +50,16 @@ class HippoBudget(Budget):
         Signals remembered per seed.
     order : int
         Coefficients of a memory.
+    usual : int
+        Samples of a signal at the rate that the windows expect.
+    window : int
+        Samples of the shortest history remembered, for which the windows are chosen.
     pool : int
         Side of the squares over which pixels are averaged: 784 / pool**2 steps a digit.
     digits : int
-        Digits trained on; 1,000 others, or fewer where fewer are left, are scored.
+        Digits trained on.
+    scored : int
+        Other digits scored, or fewer where fewer are left.
     pixel_steps, stroke_steps : int
         Gradient steps of every net, on 50 sequences each.
     lstm_steps : int
@@ -69,8 +74,11 @@ class HippoBudget(Budget):
 
     signals: int
     order: int = 64
+    usual: int = 1024
+    window: int = 1000
     pool: int
     digits: int = 4000
+    scored: int = 1000
     pixel_steps: int
     shown_steps: int
     stroke_steps: int
@@ -110,7 +118,7 @@ def timescale(ctx: Context, *, arm: str) -> Measurement:
     """Measure how much a memory changes when the same signals are sampled at another rate."""
     sizes = sizes_of(ctx)
     noise, _ = _signals(ctx)
-    points = change_of_state(arm, noise, usual=USUAL, order=sizes.order, seed=ctx.seed)
+    points = change_of_state(arm, noise, usual=sizes.usual, order=sizes.order, seed=ctx.seed)
     return Measurement(points, len(written(noise, 1)))
 
 
@@ -119,29 +127,35 @@ def memory(ctx: Context, *, arm: str) -> Measurement:
     sizes = sizes_of(ctx)
     noise, others = _signals(ctx)
     points = {}
-    for length in LENGTHS:
+    for name, windows in HISTORIES.items():
+        length = windows * sizes.window
         u = written(noise, length).double()
         found = read_back(
             arm,
             noise,
             length,
             others=others,
-            window=LENGTHS[0],
+            window=sizes.window,
             order=sizes.order,
             seed=ctx.seed,
         ).double()
-        points[str(length)] = float((found - u).square().mean() / u.square().mean())
+        points[name] = float((found - u).square().mean() / u.square().mean())
     return Measurement(points, len(written(noise, 1)))
+
+
+@cache
+def _all_digits() -> Digits:
+    return load_digits()
 
 
 def _digits(ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return pixel sequences and labels for training, then others, split anew for each seed."""
     sizes = sizes_of(ctx)
-    digits = load_digits()
+    digits = _all_digits()
     order = rng(ctx.seed, "digits").permutation(len(digits.y))
     x = torch.from_numpy(pixel_sequences(digits.pixels[order], pool=sizes.pool)).to(ctx.device)
     y = torch.from_numpy(digits.y[order]).to(ctx.device)
-    first, last = sizes.digits, sizes.digits + 1000
+    first, last = sizes.digits, sizes.digits + sizes.scored
     return x[:first], y[:first], x[first:last], y[first:last]
 
 
@@ -253,13 +267,17 @@ _SMOKE = HippoBudget(
     seeds=2,
     signals=4,
     order=16,
-    pool=4,
+    usual=64,
+    window=50,
+    pool=7,
     digits=100,
+    scored=100,
     pixel_steps=2,
     shown_steps=2,
     stroke_steps=2,
     lstm_steps=2,
     strokes=40,
+    width=8,
 )
 _QUICK = HippoBudget(
     seeds=3,
