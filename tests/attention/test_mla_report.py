@@ -23,6 +23,9 @@ from transformers import (
     YoutuForCausalLM,
 )
 
+from tests.attention.mla_hosts import MODELS, make_config, make_host
+from trialrun.attention._mla_report import INDEXED, UNCOUNTED
+from trialrun.attention._mla_report import LATENT as PLAIN
 from trialrun.attention.mla import (
     LatentCache,
     MultiHeadLatentAttention,
@@ -85,6 +88,39 @@ def test_the_report_counts_what_a_real_cache_holds(kind):
     assert report[report.own].bytes_total == held_by(model)
     half = cache_report(model.to(torch.bfloat16), 13, batch=2)
     assert half[half.own].bytes_total == held_by(model)
+
+
+@pytest.mark.parametrize("kind", sorted({*PLAIN, *INDEXED} - {"trialrun_latent_llama"}))
+def test_the_report_counts_what_each_latent_class_holds(kind):
+    implementation = "eager" if kind == "hy_v4" else "sdpa"
+    model = make_host(kind, dtype=torch.float32, implementation=implementation)
+    report = cache_report(model, 13, batch=2)
+    assert report.own == ("MLA + indexer" if kind in INDEXED else "MLA")
+    assert report[report.own].bytes_total == held_by(model)
+
+
+@pytest.mark.parametrize("kind", ["glm_moe_dsa", "hy_v4"])
+def test_layers_that_share_an_indexer_keep_no_keys_for_it(kind):
+    types = ["full", "full", "shared"]
+    given = {"num_hidden_layers": 3, "indexer_types": types}
+    model = make_host(kind, dtype=torch.float32, implementation="eager", **given)
+    report = cache_report(model, 13, batch=2)
+    assert report["MLA + indexer"].bytes_total == held_by(model)
+    assert report["MLA + indexer"].values == pytest.approx(20 + 8 * 2 / 3)
+    assert "25.3333" in str(report)
+
+
+@pytest.mark.parametrize("kind", sorted(UNCOUNTED))
+def test_classes_whose_layers_keep_other_things_are_refused_with_the_reason(kind):
+    config = make_config(kind)
+    for given in (config, config.get_text_config(decoder=True)):
+        with pytest.raises(ValueError, match=f"got {kind}.*, {UNCOUNTED[kind]}: run the model"):
+            cache_report(given, 8)
+    assert held_by(make_host(kind, dtype=torch.float32)) > 0
+
+
+def test_every_class_that_absorbed_mla_serves_is_counted_or_refused():
+    assert {*PLAIN, *INDEXED, *UNCOUNTED} == {*MODELS, "trialrun_latent_llama"}
 
 
 def test_a_converted_model_holds_what_was_asked_for():

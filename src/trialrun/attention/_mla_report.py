@@ -19,14 +19,38 @@ from torch import Tensor
 from trialrun.core.errors import UsageError
 
 HEADED = ("llama", "mistral", "qwen2", "qwen3")
-LATENT = ("deepseek_v2", "deepseek_v3", "youtu", "minicpm3", "trialrun_latent_llama")
+LATENT = (
+    "axk1",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "longcat_flash",
+    "minicpm3",
+    "mistral4",
+    "trialrun_latent_llama",
+    "youtu",
+)
+# Beside its latent, a token has one key for the indexer in each layer that runs one.
+INDEXED = ("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4")
+_STATE = "whose recurrent layers keep a state of one size for any number of tokens"
+_UNEVEN = "whose layers keep tokens in different widths and numbers"
+UNCOUNTED = {
+    "bailing_hybrid": _STATE,
+    "dots3_note": _UNEVEN,
+    "glm5_next": _STATE,
+    "kimi_linear": _STATE,
+    "mistral_large4": _UNEVEN,
+}
 
 
 class CacheRow(NamedTuple):
-    """One kind of attention: ``values`` a token and layer, then bytes over all layers."""
+    """One kind of attention: ``values`` a token and layer, then bytes over all layers.
+
+    ``values`` is a mean where only some layers run an indexer.
+    """
 
     name: str
-    values: int
+    values: int | float
     bytes_per_token: int
     bytes_total: int
     share_of_mha: float
@@ -64,7 +88,7 @@ class CacheReport:
             f"  {'':14}{'values':>8}{'bytes/token':>13}{'MiB':>12}{'of MHA':>9}",
         )
         lines = (
-            f"{'*' if row.name == self.own else ' '} {row.name:14}{row.values:8d}"
+            f"{'*' if row.name == self.own else ' '} {row.name:14}{row.values:8.6g}"
             f"{row.bytes_per_token:13d}{row.bytes_total / 2**20:12.1f}{row.share_of_mha:9.1%}"
             for row in self.rows
         )
@@ -99,7 +123,8 @@ def cache_report(
     CacheReport
         Rows ``MHA``, ``GQA-8``, ``GQA-n`` where the model has n other groups, ``MQA`` and, with a
         latent, ``MLA`` and ``MLA expanded`` (what the latent is expanded to: keys, with the rotary
-        part beside them, and values, of every key head).
+        part beside them, and values, of every key head). A model that chooses keys has ``MLA +
+        indexer`` too: the latents and the indexer's keys.
 
     Raises
     ------
@@ -119,12 +144,15 @@ def cache_report(
     """
     config = getattr(model, "config", model)
     kind = getattr(config, "model_type", type(model).__name__)
-    if kind not in (*HEADED, *LATENT):
+    known = (*HEADED, *LATENT, *INDEXED)
+    if kind not in known:
+        why = UNCOUNTED.get(kind.removesuffix("_text"))
         raise UsageError(
-            f"cache_report knows {', '.join((*HEADED, *LATENT))}, got {kind}: run the model and "
-            f"give its past_key_values to cache_bytes"
+            f"cache_report knows {', '.join(known)}, got {kind}{f', {why}' if why else ''}: run "
+            f"the model and give its past_key_values to cache_bytes"
         )
-    layer_kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    usual = "indexed_attention" if kind in INDEXED else "full_attention"
+    layer_kinds = set(getattr(config, "layer_types", None) or ()) - {usual}
     if layer_kinds or getattr(config, "sliding_window", None) is not None:
         raise UsageError(
             "cache_report counts layers that keep every token, and this config has a sliding "
@@ -138,7 +166,9 @@ def cache_report(
     width = (dtype or _dtype_of(model, config)).itemsize
     layers, most = config.num_hidden_layers, rows["MHA"]
     table = tuple(
-        CacheRow(name, values, n := values * width * layers, n * seq_len * batch, values / most)
+        CacheRow(
+            name, values, n := round(values * layers) * width, n * seq_len * batch, values / most
+        )
         for name, values in rows.items()
     )
     return CacheReport(own, table, layers, seq_len, batch)
@@ -157,9 +187,9 @@ def _dtype_of(model: Any, config: Any) -> torch.dtype:
 
 def _rows(
     config: Any, kind: str, kv_rank: int | None, rope_dims: int | None
-) -> tuple[dict[str, int], str]:
+) -> tuple[dict[str, int | float], str]:
     heads = config.num_attention_heads
-    if kind in LATENT:
+    if kind in (*LATENT, *INDEXED):
         if kv_rank is not None or rope_dims is not None:
             raise UsageError(
                 "kv_rank and rope_dims go with models without a latent: leave them out"
@@ -176,7 +206,7 @@ def _rows(
         key = value = getattr(config, "head_dim", None) or config.hidden_size // heads
         groups = config.num_key_value_heads
         own = {heads: "MHA", 1: "MQA"}.get(groups, f"GQA-{groups}")
-    rows = {"MHA": heads * (key + value)}
+    rows: dict[str, int | float] = {"MHA": heads * (key + value)}
     if own.startswith("GQA") and own != "GQA-8":
         rows[own] = config.num_key_value_heads * (key + value)
     if heads > 8 and heads % 8 == 0:
@@ -190,7 +220,19 @@ def _rows(
             raise UsageError(f"rope_dims must be even, for features turn in pairs, got {rope_dims}")
         rows["MLA"] = kv_rank + rope_dims
         rows["MLA expanded"] = groups * (key + value + rope_dims)
+    if kind in INDEXED:
+        own = "MLA + indexer"
+        rows[own] = rows["MLA"] + config.index_head_dim * _indexed_share(config)
     return rows, own
+
+
+def _indexed_share(config: Any) -> int | float:
+    """Return the share of layers that run an indexer of their own, 1 where no config tells."""
+    kinds = getattr(config, "indexer_types", None)
+    if not kinds:
+        return 1
+    running = sum(kind == "full" for kind in kinds)
+    return 1 if running == len(kinds) else running / len(kinds)
 
 
 def cache_bytes(cache: Any) -> int:
