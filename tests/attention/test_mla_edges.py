@@ -1,6 +1,8 @@
 """MLA where users stray: autocast, odd masks, foreign caches, changed settings, wrong arguments."""
 
 import copy
+import pickle
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -287,6 +289,98 @@ def test_another_model_s_cache_is_refused_in_a_sentence():
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"one head of latents 9 wide in layer 0, got 2 heads of"):
         convert_to_mla(model, 9, 4)(ids[:, :1], past_key_values=cache)
+
+
+def strangers(kind):
+    """Return a model of two layers and caches that others filled, by what is wrong with them."""
+    ids = ids_of()
+    if kind == "converted":
+        model, shallow, deep = (convert_to_mla(llama(num_hidden_layers=n), 9, 4) for n in (2, 1, 3))
+    else:
+        model, shallow, deep = (
+            make_host(kind, dtype=torch.float32, num_hidden_layers=n, first_k_dense_replace=1)
+            for n in (2, 1, 3)
+        )
+    lazy = DynamicCache()
+    with torch.no_grad():
+        caches = {
+            "shallow": shallow(ids, use_cache=True).past_key_values,
+            "lazy": shallow(ids, past_key_values=lazy, use_cache=True).past_key_values,
+            "deep": deep(ids, use_cache=True).past_key_values,
+            "batch": model(ids[:1], use_cache=True).past_key_values,
+        }
+    return model, caches
+
+
+STRANGE = {
+    "shallow": r"past_key_values must have a layer 1, got 1 layers: it was filled by another model",
+    "lazy": r"past_key_values must have a layer 1, got 1 layers: it was filled by another model",
+    "deep": r"no more than the 2 layers of this model, got 3: it was filled by another model",
+    "batch": r"must hold a batch of 2, as the new tokens are, got 1 in layer 0: give the rows",
+}
+
+
+@pytest.mark.parametrize("wrong", STRANGE)
+@pytest.mark.parametrize("kind", ["converted", "deepseek_v2"])
+def test_a_cache_of_another_depth_or_batch_is_refused_in_a_sentence(kind, wrong):
+    model, caches = strangers(kind)
+    ids = ids_of()[:, :1]
+    with nullcontext() if kind == "converted" else AbsorbedMLA().attached(model):
+        with pytest.raises(ValueError, match=STRANGE[wrong]), torch.no_grad():
+            model(ids, past_key_values=caches[wrong])
+        with torch.no_grad():
+            own = model(ids_of(), past_key_values=DynamicCache(), use_cache=True).past_key_values
+            model(ids, past_key_values=own)
+            own.reset()
+            model(ids[:1], past_key_values=own)
+
+
+@torch.no_grad()
+def test_a_cache_that_another_layer_filled_is_refused():
+    layer, other = (MultiHeadLatentAttention(24, 3, 10, **WIDTHS, seed=seed) for seed in (0, 1))
+    cache, x = LatentCache(), normal(2, 3, 24)
+    layer(x, cache)
+    alike = copy.deepcopy(cache), copy.copy(cache)
+    cache.reorder(torch.tensor([1, 0]))
+    cache.crop(2)
+    for filled in (cache, *alike):
+        before = len(filled)
+        with pytest.raises(ValueError, match=f"got {before} tokens of another layer: give each"):
+            other(x, filled)
+        assert len(filled) == before
+        layer(x, filled)
+    both, moved = copy.deepcopy((layer, cache))
+    both(x, moved)
+    with pytest.raises(ValueError, match="of another layer"):
+        layer(x, moved)
+    del both
+    with pytest.raises(ValueError, match="of another layer"):
+        layer(x, moved)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("empty", [LatentCache.reset, lambda cache: cache.crop(0)])
+def test_an_emptied_or_pickled_cache_goes_to_the_next_layer(empty):
+    layer, other = (MultiHeadLatentAttention(24, 3, 10, **WIDTHS, seed=seed) for seed in (0, 1))
+    cache, x = LatentCache(), normal(2, 3, 24)
+    layer(x, cache)
+    read = pickle.loads(pickle.dumps(cache))
+    empty(cache)
+    for free in (cache, read):
+        other(x, free)
+        with pytest.raises(ValueError, match="of another layer"):
+            layer(x, free)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "lm_head.weight"])
+def test_a_host_with_weights_that_are_not_finite_is_refused(name, value):
+    model = llama()
+    with torch.no_grad():
+        model.get_parameter(name)[0, :2] = value
+    pattern = rf"must be finite, got 2 NaN or infinite of \d+ in {name}: load the checkpoint"
+    with pytest.raises(ValueError, match=pattern):
+        convert_to_mla(model, 8, 4, calibration=ids_of())
 
 
 def test_a_model_that_shares_a_patched_config_is_told_so():

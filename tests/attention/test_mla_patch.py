@@ -260,7 +260,13 @@ def test_models_that_cannot_be_served_are_refused_with_the_remedy():
         patch.attach(model)
     del attention.expand_kv
     attention.kv_b_proj = torch.nn.Sequential(attention.kv_b_proj)
-    with pytest.raises(ValueError, match="must be a plain linear layer, got Sequential"):
+    sentence = r"kv_b_proj of DeepseekV3Attention must be a torch\.nn\.Linear of floats, got "
+    with pytest.raises(ValueError, match=sentence + r"torch\.nn\.\S+\.Sequential: dequantize"):
+        patch.attach(model)
+    plain = torch.nn.Linear(2, 2)
+    plain.weight = torch.nn.Parameter(plain.weight.to(torch.int8), requires_grad=False)
+    attention.kv_b_proj = plain
+    with pytest.raises(ValueError, match=sentence + r"torch\.nn\.Linear of torch\.int8"):
         patch.attach(model)
     with pytest.raises(ValueError, match="are not in memory"):
         patch.attach(_host("deepseek_v3").to("meta"))

@@ -158,7 +158,8 @@ class MultiHeadLatentAttention(nn.Module):
         Raises
         ------
         ValueError
-            If a shape or setting does not fit; the sentence names it.
+            If a shape or setting does not fit, or another layer filled the cache; the sentence
+            names it.
         """
         self._check_call(x, cache, padding, path)
         past = len(cache) if cache is not None else 0
@@ -180,6 +181,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_rope = self.rotary(q_rope, positions)
             rope_key = self.rotary(rope_key, positions)
         if cache is not None:
+            cache.claim(self)
             latent, rope_key = cache.append(latent, rope_key)
             cache.padded = cache.padded or (padding is not None and not bool(padding.all()))
         attend = self._path(path, x.shape[1], latent.shape[1])

@@ -5,15 +5,20 @@ from __future__ import annotations
 from trialrun.attention import _mla_stack  # noqa: F401
 
 # isort: split
+import weakref
+from copy import deepcopy
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from trialrun.core.errors import UsageError
 from trialrun.core.shapes import check_axes, check_range
 
 _SLACK = 32
 """A full buffer is copied into one longer by 1/32, so at most about 3 % is held in advance."""
+_FOREIGN = "it was filled by another model, so start with an empty cache"
 
 
 class LatentCache:
@@ -21,7 +26,8 @@ class LatentCache:
 
     Tokens are written in place. A full buffer is copied into one that is 1/32 longer: for that
     moment this layer's cache is held twice. Give ``reserve`` to have neither copy nor slack. One
-    cache serves one layer; it is for inference and takes no tensor that records gradients.
+    cache serves one layer, which `claim` sees to; it is for inference and takes no tensor that
+    records gradients.
 
     Parameters
     ----------
@@ -51,9 +57,26 @@ class LatentCache:
         self.padded = False
         self._buffer: Tensor | None = None
         self._length = self._rank = 0
+        self._owner: weakref.ref[nn.Module] | None = None
 
     def __len__(self) -> int:
         return self._length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_owner": None}
+
+    def __copy__(self) -> LatentCache:
+        made = type(self)()
+        vars(made).update(vars(self))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LatentCache:
+        made = memo[id(self)] = type(self)()
+        vars(made).update({name: deepcopy(held, memo) for name, held in vars(self).items()})
+        owner = memo.get(id(self._owner())) if self._owner is not None else None
+        if owner is not None:
+            made._owner = weakref.ref(owner)
+        return made
 
     def __repr__(self) -> str:
         return f"LatentCache({self._length} tokens, {self.nbytes} bytes)"
@@ -115,6 +138,27 @@ class LatentCache:
         self._length = total
         return self.latent, self.rope_key
 
+    def claim(self, layer: nn.Module) -> None:
+        """Let ``layer`` be the one that fills this cache, as `MultiHeadLatentAttention` does.
+
+        Copies stay with the layer, or go with its copy where both are copied at once; a cache that
+        was pickled, or filled by hand, goes to the first layer that claims it.
+
+        Raises
+        ------
+        ValueError
+            If another layer filled it.
+        """
+        owner = self._owner
+        if owner is not None and owner() is layer:
+            return
+        if owner is not None and self._length:
+            raise UsageError(
+                f"cache must be empty or filled by this layer, got {self._length} tokens of "
+                f"another layer: give each layer a LatentCache of its own, or reset this one"
+            )
+        self._owner = weakref.ref(layer)
+
     def crop(self, tokens: int) -> None:
         """Keep the first ``tokens``; a negative number drops that many from the end.
 
@@ -154,6 +198,7 @@ class LatentCache:
         """Forget all tokens and give the buffer back."""
         self._buffer = None
         self._length = self._rank = 0
+        self._owner = None
         self.padded = False
 
     def _filled(self) -> Tensor:
@@ -196,16 +241,47 @@ def _is_frozen(buffer: Tensor) -> bool:
     return buffer.is_inference() and not torch.is_inference_mode_enabled()
 
 
-def check_held(cache: object, layer: int, rank: int) -> None:
-    """Say so where a transformers cache holds another model's keys, before they meet this one's."""
-    layers = getattr(cache, "layers", ())
-    keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
-    if not isinstance(keys, Tensor) or keys.ndim != 4:
+def check_held(cache: object, attention: Any, hidden: Tensor) -> None:
+    """Say so where a transformers cache was filled by another model, before it meets this one.
+
+    Looked at are the cache's depth, the batch, and the widths of what it holds for this layer.
+    """
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return
+    layer, depth = attention.layer_idx, attention.config.num_hidden_layers
+    if any(_keys(held) is not None for held in layers[depth:]):
+        raise UsageError(
+            f"past_key_values must hold no more than the {depth} layers of this model, got "
+            f"{len(layers)}: {_FOREIGN}"
+        )
+    if layer >= len(layers):
+        # A cache that grows has no layer yet at its first tokens, which all layers get in turn.
+        before = _keys(layers[-1]) if layers else None
+        grows = getattr(cache, "layer_class_to_replicate", None) is not None
+        if not grows or (before is not None and before.shape[2] > hidden.shape[1]):
+            raise UsageError(
+                f"past_key_values must have a layer {layer}, got {len(layers)} layers: {_FOREIGN}"
+            )
+        return
+    keys = _keys(layers[layer])
+    if keys is None:
         return
     got = (keys.shape[1], keys.shape[3])
-    if got != (1, rank):
+    if got != (1, attention.kv_lora_rank):
         raise UsageError(
-            f"past_key_values must hold one head of latents {rank} wide in layer {layer}, got "
-            f"{got[0]} heads of width {got[1]}: it was filled by another model, so start with an "
-            f"empty cache"
+            f"past_key_values must hold one head of latents {attention.kv_lora_rank} wide in layer "
+            f"{layer}, got {got[0]} heads of width {got[1]}: {_FOREIGN}"
         )
+    if keys.shape[0] != hidden.shape[0]:
+        raise UsageError(
+            f"past_key_values must hold a batch of {hidden.shape[0]}, as the new tokens are, got "
+            f"{keys.shape[0]} in layer {layer}: give the rows that it was filled with, or start "
+            f"with an empty cache"
+        )
+
+
+def _keys(layer: object) -> Tensor | None:
+    """Return what a layer of a transformers cache holds, None where that is nothing yet."""
+    keys = getattr(layer, "keys", None)
+    return keys if isinstance(keys, Tensor) and keys.ndim == 4 else None

@@ -77,6 +77,13 @@ def check_host(model: Any, *, weights: bool = True) -> None:
     for layer in decoder.layers if weights else ():
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             _check_linear(name, getattr(layer.self_attn, name, None))
+    for name, weight in model.named_parameters() if weights else ():
+        if not weight.is_meta and not bool(weight.isfinite().all()):
+            bad = int((~weight.isfinite()).sum())
+            raise UsageError(
+                f"weights must be finite, got {bad} NaN or infinite of {weight.numel()} in {name}: "
+                f"load the checkpoint again, or from one that is whole"
+            )
 
 
 def _check_linear(name: str, linear: Any) -> None:

@@ -133,7 +133,7 @@ class LatentLlamaAttention(nn.Module):
             k_rope = _rotate(self.k_rope_proj(hidden_states)[:, None], cos, sin)
             q_rope = _rotate(q_rope, cos, sin)
         if past_key_values is not None:
-            check_held(past_key_values, self.layer_idx, self.kv_lora_rank)
+            check_held(past_key_values, self, hidden_states)
             latent, k_rope = past_key_values.update(latent, k_rope, self.layer_idx)
         # Masks of another form, such as flex attention's, are for its own function to read.
         plain = attention_mask is None or (

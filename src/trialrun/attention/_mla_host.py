@@ -108,13 +108,20 @@ def _check_module(module: Any) -> None:
     up = module.kv_b_proj
     if type(up) is not nn.Linear or not up.weight.is_floating_point():
         raise UsageError(
-            f"kv_b_proj of {name} must be a plain linear layer, got {type(up).__name__}: "
+            f"kv_b_proj of {name} must be a torch.nn.Linear of floats, got {_described(up)}: "
             f"dequantize the model, or merge its adapters, first"
         )
     if up.weight.device.type == "meta":
         raise UsageError(
             f"the weights of {name} are not in memory: load the model without offloading"
         )
+
+
+def _described(layer: Any) -> str:
+    """Name a layer's class in full, and the dtype that makes a plain one unfit."""
+    if type(layer) is nn.Linear:
+        return f"torch.nn.Linear of {layer.weight.dtype}"
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
 
 
 def install(module: Any, max_query: int | None) -> Any:
@@ -160,9 +167,10 @@ def _hand_on(self: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]
     return kv_nope, k_rot
 
 
-def _check_cache(module: Any, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_cache(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Say so where the cache holds another model's keys, before they meet this model's."""
-    check_held(kwargs.get("past_key_values"), module.layer_idx, module.kv_lora_rank)
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    check_held(kwargs.get("past_key_values"), module, hidden)
 
 
 def _attend(
