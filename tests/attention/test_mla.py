@@ -1,6 +1,7 @@
 """Latent attention: agreement with the slow twin, the crossover, the cache, and weights."""
 
 import math
+import pickle
 
 import jaxtyping
 import pytest
@@ -279,10 +280,14 @@ def test_bad_calls_end_in_one_sentence():
         layer(x[:, :1], cache)
     with pytest.raises(ValueError, match="filled by another layer or batch"):
         layer(x[:1], cache, padding=torch.ones(1, 10, dtype=torch.bool))
-    other = LatentCache()
-    MultiHeadLatentAttention(12, 3, 9, **SIZES).double()(x, other)
-    with pytest.raises(ValueError, match="latents 9 and rotary keys 4 wide"):
+    other, wide = LatentCache(), MultiHeadLatentAttention(12, 3, 9, **SIZES).double()
+    wide(x, other)
+    read = pickle.loads(pickle.dumps(other))
+    with pytest.raises(ValueError, match="got 5 tokens of another layer"):
         layer(x, other)
+    with pytest.raises(ValueError, match="latents 9 and rotary keys 4 wide"):
+        layer(x, read)
+    wide(x, read)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -114,7 +114,7 @@ def test_layers_that_share_an_indexer_keep_no_keys_for_it(kind):
 def test_classes_whose_layers_keep_other_things_are_refused_with_the_reason(kind):
     config = make_config(kind)
     for given in (config, config.get_text_config(decoder=True)):
-        with pytest.raises(ValueError, match=f"got {kind}.*, {UNCOUNTED[kind]}: run the model"):
+        with pytest.raises(ValueError, match=f"cannot count {kind}.*, {UNCOUNTED[kind]}: run"):
             cache_report(given, 8)
     assert held_by(make_host(kind, dtype=torch.float32)) > 0
 

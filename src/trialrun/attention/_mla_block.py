@@ -181,8 +181,7 @@ class MultiHeadLatentAttention(nn.Module):
             q_rope = self.rotary(q_rope, positions)
             rope_key = self.rotary(rope_key, positions)
         if cache is not None:
-            cache.claim(self)
-            latent, rope_key = cache.append(latent, rope_key)
+            latent, rope_key = cache.append(latent, rope_key, layer=self)
             cache.padded = cache.padded or (padding is not None and not bool(padding.all()))
         attend = self._path(path, x.shape[1], latent.shape[1])
         up, shift = self.kv_b_proj.weight, self.kv_b_proj.bias

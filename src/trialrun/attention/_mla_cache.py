@@ -26,8 +26,7 @@ class LatentCache:
 
     Tokens are written in place. A full buffer is copied into one that is 1/32 longer: for that
     moment this layer's cache is held twice. Give ``reserve`` to have neither copy nor slack. One
-    cache serves one layer, which `claim` sees to; it is for inference and takes no tensor that
-    records gradients.
+    cache serves one layer; it is for inference and takes no tensor that records gradients.
 
     Parameters
     ----------
@@ -105,12 +104,18 @@ class LatentCache:
         self,
         latent: Float[Tensor, "batch time rank"],
         rope_key: Float[Tensor, "batch time rope"],
+        *,
+        layer: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Add tokens and return the latents and rotated keys of all of them.
 
         Parameters
         ----------
         latent, rope_key : tensors of shape (batch, time, rank) and (batch, time, rope)
+        layer : module or None
+            Whose tokens they are; the cache is its own from now on. Copies stay with the layer, or
+            go with its copy where both are copied at once; a pickle belongs to none. None asks
+            nothing.
 
         Returns
         -------
@@ -120,9 +125,11 @@ class LatentCache:
         Raises
         ------
         ValueError
-            If the tokens do not fit those held, as with a cache filled by another layer's shape,
-            or record gradients.
+            If the tokens do not fit those held, as with a cache filled by another layer, or record
+            gradients.
         """
+        if layer is not None:
+            self._check_owner(layer)
         self._check(latent, rope_key)
         batch, time, rank = latent.shape
         width = rank + rope_key.shape[2]
@@ -136,28 +143,9 @@ class LatentCache:
         new = self._buffer[:, self._length : total]
         new[..., :rank], new[..., rank:] = latent, rope_key
         self._length = total
+        if layer is not None and (self._owner is None or self._owner() is not layer):
+            self._owner = weakref.ref(layer)
         return self.latent, self.rope_key
-
-    def claim(self, layer: nn.Module) -> None:
-        """Let ``layer`` be the one that fills this cache, as `MultiHeadLatentAttention` does.
-
-        Copies stay with the layer, or go with its copy where both are copied at once; a cache that
-        was pickled, or filled by hand, goes to the first layer that claims it.
-
-        Raises
-        ------
-        ValueError
-            If another layer filled it.
-        """
-        owner = self._owner
-        if owner is not None and owner() is layer:
-            return
-        if owner is not None and self._length:
-            raise UsageError(
-                f"cache must be empty or filled by this layer, got {self._length} tokens of "
-                f"another layer: give each layer a LatentCache of its own, or reset this one"
-            )
-        self._owner = weakref.ref(layer)
 
     def crop(self, tokens: int) -> None:
         """Keep the first ``tokens``; a negative number drops that many from the end.
@@ -205,6 +193,13 @@ class LatentCache:
         if self._buffer is None:
             raise UsageError("this LatentCache is empty: append tokens first")
         return self._buffer[:, : self._length]
+
+    def _check_owner(self, layer: nn.Module) -> None:
+        if self._length and self._owner is not None and self._owner() is not layer:
+            raise UsageError(
+                f"cache must be empty or filled by this layer, got {self._length} tokens of "
+                f"another layer: give each layer a LatentCache of its own, or reset this one"
+            )
 
     def _check(self, latent: Tensor, rope_key: Tensor) -> None:
         check_axes("latent", latent, ("batch", "time", "rank"))

@@ -145,11 +145,11 @@ def cache_report(
     config = getattr(model, "config", model)
     kind = getattr(config, "model_type", type(model).__name__)
     known = (*HEADED, *LATENT, *INDEXED)
+    why = UNCOUNTED.get(kind.removesuffix("_text"))
     if kind not in known:
-        why = UNCOUNTED.get(kind.removesuffix("_text"))
+        found = f"cannot count {kind}, {why}" if why else f"knows {', '.join(known)}, got {kind}"
         raise UsageError(
-            f"cache_report knows {', '.join(known)}, got {kind}{f', {why}' if why else ''}: run "
-            f"the model and give its past_key_values to cache_bytes"
+            f"cache_report {found}: run the model and give its past_key_values to cache_bytes"
         )
     usual = "indexed_attention" if kind in INDEXED else "full_attention"
     layer_kinds = set(getattr(config, "layer_types", None) or ()) - {usual}
