@@ -70,6 +70,7 @@ def test_the_gravest_code_counts(codes, worst):
             "reads .csv, .parquet, got .xlsx",
         ),
         (("check", "fake", "--target", "y"), 2, "--target goes with --on"),
+        (("check", "fake", "--online"), 2, "--online goes with --model"),
         (("check", "fake", "--model", "smollm2"), 5, "run trialrun data pull smollm2"),
         (("check", "fake", "--record", "--seeds", "3"), 2, "leave out other options"),
         (("check", "fake", "--engine", "dask"), 2, "dask"),
@@ -88,6 +89,56 @@ def test_wrong_words_end_in_one_sentence(
     assert len(err.strip().splitlines()) == 1
     assert "Traceback" not in err
     assert not (tmp_path / "trialrun-runs").exists()
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Take checks' requests down, with what the network is set to, in place of running them."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def note(_card, request, **_):
+        seen.append((Path(request.model).name, os.environ["HF_HUB_OFFLINE"]))
+        return 0, []
+
+    monkeypatch.setattr(command, "_check_one", note)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["nofolder", "org/other", "../x/y/z", "own/config.json"])
+def test_a_model_that_is_not_here_is_not_looked_for_in_the_net(asked, trialrun, monkeypatch, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = trialrun("check", "ntkeval", "--model", name)
+    assert (code, out, asked) == (5, "", [])
+    assert f"a pulled pack or a downloaded hub id, got {name!r}, which is none of them here" in err
+    assert "add --online" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "words", "found"),
+    [
+        ("1", ("own",), ("own", "1")),
+        ("1", ("org/name",), ("name", "1")),
+        ("1", ("org/name@64",), ("name@64", "1")),
+        ("1", ("org/other", "--online"), ("other", "0")),
+        ("0", ("org/other",), ("other", "0")),
+    ],
+)
+def test_the_network_is_used_when_it_is_asked_for(
+    asked, trialrun, monkeypatch, network, words, found
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", network)
+    assert trialrun("check", "rerope", "--model", *words)[0] == 0
+    assert asked == [found]
 
 
 def test_a_defect_does_not_end_in_the_code_of_a_refuted_claim(shelf, trialrun, monkeypatch):

@@ -121,6 +121,28 @@ def test_a_pipeline_counts_and_refuses_what_is_no_step(unchecked):
         Pipeline(["dedup"])
 
 
+@pytest.mark.parametrize("lines", ["", "\n \n"])
+def test_files_without_a_document_are_refused_and_one_among_others_is_not(tmp_path, lines):
+    empty, full = tmp_path / "empty.jsonl", tmp_path / "full.jsonl"
+    empty.write_text(lines)
+    full.write_text('{"text": "one"}\n')
+    with pytest.raises(UsageError, match=r"at least one document, got none from .*empty\.jsonl"):
+        list(read_jsonl(empty))
+    with pytest.raises(UsageError, match="got none from no file"):
+        list(read_jsonl())
+    assert [d.text for d in read_jsonl(empty, full)] == ["one"]
+
+
+def test_a_pipeline_tells_an_empty_stream_from_documents_that_were_all_dropped():
+    pipeline = Pipeline([Normalise(), LengthFilter(least=9), MinHashDedup()])
+    with pytest.raises(UsageError, match="at least one text, got an empty stream: look at what"):
+        list(pipeline(iter([])))
+    assert list(pipeline(["short", "brief"])) == []
+    assert pipeline.counts[:2] == [("Normalise", 2, 2), ("LengthFilter", 2, 0)]
+    # One task of several may be given nothing.
+    assert list(Pipeline([Normalise()])([], 1, 2)) == []
+
+
 def test_a_run_that_is_read_on_does_not_count_into_a_later_one():
     pipeline = Pipeline([LengthFilter(least=1)])
     first = pipeline(["one", "two", "three"])

@@ -204,6 +204,11 @@ def test_a_weight_of_another_shape_is_named(tmp_path):
         ("to start as the source", lambda: layer_map(4, 5, placement="stack", silent=True)),
         ("layers must be a whole number", lambda: layer_map(4, 6.0)),
         ("layers must be a whole number", lambda: deepen(MistralConfig(), layers=36.0)),
+        ("config, got MistralForCausalLM: give model.config", lambda: deepen(_host(), layers=5)),
+        ("config, got str: load one with AutoConfig", lambda: deepen("x", layers=3)),
+        ("got str: load one .*, or give a folder to", lambda: deepen_model("x", layers=3)),
+        ("got MistralConfig: deepen takes configs", lambda: deepen_model(MistralConfig())),
+        ("got MistralModel: load one with AutoModelFor", lambda: deepen_model(_host().model)),
         ("got gpt2", lambda: deepen(GPT2Config(), layers=13)),
     ],
 )

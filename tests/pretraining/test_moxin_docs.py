@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,13 @@ def test_every_name_of_the_training_snippet_is_imported_in_it():
     exec(imports, names)
     code = re.sub(r"#.*", "", calls)
     assert set(re.findall(r"(\w+)\(", code)) == names.keys() - {"__builtins__"}
+
+
+def test_a_star_import_brings_every_name_and_a_plain_one_no_torch():
+    code = (
+        "import sys, trialrun.pretraining.moxin as moxin\n"
+        "assert 'torch' not in sys.modules\n"
+        "from trialrun.pretraining.moxin import *\n"
+        "assert deepen and moxin.__all__ == sorted({*moxin.__all__, *moxin._TRAINING})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

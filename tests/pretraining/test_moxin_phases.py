@@ -201,6 +201,8 @@ def test_bad_files_get_one_clear_sentence(tmp_path):
         write_tokens([], tmp_path / "x.npy", lambda _: [], end=0, vocabulary=2)
     with pytest.raises(UsageError, match=r"tokens must be in 0..255"):
         write_tokens(["a"], tmp_path / "x.npy", lambda _: [300], end=0, vocabulary=256)
+    with pytest.raises(UsageError, match=r"in a folder that is there, got .*x\.npy: make .*web"):
+        write_tokens(["a"], tmp_path / "web" / "x.npy", lambda _: [0], end=0, vocabulary=2)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="no token file"):
         TokenSource.open(tmp_path / "x.npy")

@@ -54,6 +54,10 @@ def _prefill_with(config, *, static=None, read=0):
     return prefill(_model(), _ids(9), cache=cache)
 
 
+def _prefill_ids(ids):
+    return prefill(_model(), torch.tensor([ids]))
+
+
 def _recomputing():
     model = _model()
     model.gradient_checkpointing_enable()
@@ -224,6 +228,16 @@ def test_float32_agrees_to_a_millionth():
         ),
         ("must have shape", lambda: prefill(_model(), torch.zeros(3, dtype=torch.long))),
         ("at least 1 token, got none", lambda: prefill(_model(), _ids(0))),
+        ("int64 or int32, got torch.float32", lambda: prefill(_model(), _ids(3).float())),
+        ("int64 or int32, got torch.bool", lambda: prefill(_model(), _ids(3).bool())),
+        (r"in 0\.\.36, the model's vocabulary, got .*37: enc", lambda: _prefill_ids([0, 37])),
+        (r"in 0\.\.36, the model's vocabulary, got -1\.\.0", lambda: _prefill_ids([-1, 0])),
+        ("config, got MistralForCausalLM: give model.config", lambda: rolling_cache(_model())),
+        ("config, got MistralForCausalLM: give model.config", lambda: reach(_model())),
+        (
+            "config, got MistralForCausalLM: give model.config",
+            lambda: bytes_needed(_model(), 9, rolling=False),
+        ),
         ("piece must be", lambda: prefill(_model(), _ids(3), piece=0)),
         ("must have the model's 2 layers, got 1", lambda: _prefill_with(_model(layers=1).config)),
         ("window of 8 tokens, got 3", lambda: _prefill_with(_model(window=3).config)),

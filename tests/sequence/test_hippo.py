@@ -1,6 +1,7 @@
 """Matrices, discretisations and the memory: parity with the slow twin, and with integrals."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -374,6 +375,22 @@ def test_numbers_of_numpy_are_numbers():
     transition("legs", np.int64(3))
 
 
+def _seen(measure, **settings):
+    return HiPPO(measure, 4, **settings).encode(torch.ones(3, 2))
+
+
+def test_a_state_says_whose_it_is_and_is_taken_back_by_a_like_memory_and_after_pickling():
+    memory, u = HiPPO("legt", 4, window=10), torch.linspace(0, 1, 9)[None]
+    assert {s.of for s in (memory.start(u), memory.encode(u), memory.step(u[:, 0]))} == {
+        "legt order 4 window 10"
+    }
+    kept = pickle.loads(pickle.dumps(memory.encode(u)))
+    euler = HiPPO("legt", 4, window=10.0, method="backward")
+    assert torch.equal(euler.reconstruct(kept), memory.reconstruct(memory.encode(u)))
+    byhand = HiPPOState(kept.coefficients, kept.elapsed)
+    assert memory.step(u[:, 0], byhand).of == kept.of
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -416,6 +433,24 @@ def test_numbers_of_numpy_are_numbers():
         (
             lambda: HiPPO("legs", 4).step(torch.ones(3), HiPPO("legs", 5).encode(torch.ones(3, 2))),
             r"coefficients of shape \(batch, order\) = \(3, 4\), got \(3, 5\): is it another",
+        ),
+        (
+            lambda: HiPPO("fout", 4, window=5).step(torch.ones(3), _seen("legt", window=10)),
+            "state must be of a memory 'fout order 4 window 5', got one of 'legt order 4 window "
+            "10', whose coefficients mean something else: use that memory",
+        ),
+        (
+            lambda: HiPPO("legt", 4, window=5).encode(torch.ones(3, 2), _seen("legt", window=5.5)),
+            "'legt order 4 window 5', got one of 'legt order 4 window 5.5'",
+        ),
+        (
+            lambda: HiPPO("legt", 4, window=5).states(torch.ones(3, 2), _seen("legs")),
+            "'legt order 4 window 5', got one of 'legs order 4'",
+        ),
+        (
+            lambda: HiPPO("glagt", 4, window=5, alpha=0.5).reconstruct(_seen("glagt", window=5)),
+            "'glagt order 4 window 5 alpha 0.5 beta 0.01', got one of 'glagt order 4 window 5 "
+            "alpha 0 beta 0.01'",
         ),
         (
             lambda: HiPPO("legs", 4).reconstruct(HiPPOState(torch.zeros(1, 4), 0.0)),

@@ -326,6 +326,13 @@ def test_a_step_may_have_a_rate_for_each_sequence():
             "state must be what an earlier call returned, got Tensor",
         ),
         (
+            lambda: HiPPORNN(2, 4, HiPPO("legs", 4))(
+                torch.ones(1, 3, 2),
+                HiPPORNN(2, 4, HiPPO("legt", 4, window=9))(torch.ones(1, 3, 2))[1],
+            ),
+            "state must be of a memory 'legs order 4', got one of 'legt order 4 window 9'",
+        ),
+        (
             lambda: HiPPORNN(2, 4, HiPPO("legs", 4))(torch.ones(1, 3, 2).double()),
             "x must be of the net's type",
         ),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trialrun.catalogue import Accepts, Card
 from trialrun.claims.contract import FILE_OPTIONS, On
-from trialrun.core.errors import UsageError
+from trialrun.core.errors import NotRunnable, UsageError
+from trialrun.core.extras import need
 from trialrun.material.packs import PACKS, require_pack
+
+# What huggingface_hub takes for a yes.
+_YES = ("1", "ON", "YES", "TRUE")
 
 
 def _kinds(card: Card) -> list[Accepts]:
@@ -62,3 +67,34 @@ def resolve_model(name: str | None) -> str | None:
     if name is not None and Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().resolve())
     return name
+
+
+def check_model_is_here(card: Card, name: str) -> None:
+    """Raise where the network is off and ``name`` is neither a folder nor in the hub's cache.
+
+    A card that takes no model has its own sentence for that, later.
+
+    Raises
+    ------
+    NotRunnable
+        If the model would have to be downloaded.
+    """
+    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in _YES
+    if not offline or all(accepts.kind != "model" for accepts in card.accepts):
+        return
+    plain, _, told = name.rpartition("@")
+    where = plain if plain and told.isdigit() else name
+    if not Path(where).expanduser().is_dir() and not _is_cached(where, card.family):
+        raise NotRunnable(
+            f"--model must be a folder, a pulled pack or a downloaded hub id, got {where!r}, which "
+            f"is none of them here: give the folder of a saved model, or add --online to ask the "
+            f"hub for it"
+        )
+
+
+def _is_cached(hub_id: str, extra: str) -> bool:
+    hub = need("huggingface_hub", extra=extra)
+    try:
+        return isinstance(hub.try_to_load_from_cache(hub_id, "config.json"), str)
+    except ValueError:  # it cannot be a hub id
+        return False

@@ -26,7 +26,7 @@ from trialrun.claims.judge import (
     NOT_TESTED,
 )
 from trialrun.claims.plan import Request
-from trialrun.cli._on import resolve_model, resolve_on
+from trialrun.cli._on import check_model_is_here, resolve_model, resolve_on
 from trialrun.core.errors import MissingExtra, NotRunnable, UsageError
 from trialrun.material.packs import require_pack
 from trialrun.report.plots import plot_claim
@@ -162,6 +162,7 @@ def check(
     task: str | None = None,
     as_: Annotated[str | None, Parameter(name="--as")] = None,
     model: str | None = None,
+    online: bool = False,
     engine: Literal["local", "ray"] = "local",
     jobs: int | None = None,
     resume: bool = False,
@@ -206,7 +207,9 @@ def check(
     as_
         How to read a file of symbols: ``bits``, ``bytes`` or ``symbols``.
     model
-        A model folder, a hub id (this turns the network on) or a pulled pack.
+        A model folder, a pulled pack or a downloaded hub id.
+    online
+        Allow the network, for a hub id that is not downloaded yet.
     engine
         Where units run: this machine, or a Ray cluster.
     jobs
@@ -237,9 +240,13 @@ def check(
         raise UsageError(f"--{next(iter(given))} goes with --on")
     if record and (on or model or seeds or first_seed or claim):
         raise UsageError("--record keeps whole runs on shipped material: leave out other options")
-    chosen_model = resolve_model(model)
-    if chosen_model is not None and not Path(chosen_model).is_dir():
+    if online and model is None:
+        raise UsageError("--online goes with --model")
+    if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
+    chosen_model = resolve_model(model)
+    if chosen_model is not None:
+        check_model_is_here(cards[0], chosen_model)
     codes, written = [], []
     for card in cards:
         request = Request(

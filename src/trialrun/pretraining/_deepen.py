@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trialrun.pretraining import _stack  # noqa: F401  isort: skip
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from trialrun.core.errors import UsageError
 
@@ -137,7 +138,7 @@ def deepen(
     Raises
     ------
     UsageError
-        If the config is of another family, or ``layers`` is out of range.
+        If ``config`` is none or of another family, or ``layers`` is out of range.
 
     Examples
     --------
@@ -145,6 +146,7 @@ def deepen(
     >>> deepen(MistralConfig()).num_hidden_layers
     36
     """
+    check_config(config)
     _check_family(config)
     plan = layer_map(config.num_hidden_layers, layers, placement=placement)
     deeper = copy.deepcopy(config)
@@ -180,7 +182,8 @@ def deepen_model(
     Raises
     ------
     UsageError
-        If the model is of another family, or ``layers`` is out of range.
+        If ``model`` is no causal language model or of another family, or ``layers`` is out of
+        range.
 
     Examples
     --------
@@ -190,9 +193,9 @@ def deepen_model(
     >>> deepen_model(MistralForCausalLM(small), layers=3).config.num_hidden_layers
     3
     """
-    config = getattr(model, "config", None)
+    _check_model(model)
+    config = model.config
     _check_family(config)
-    assert config is not None
     plan = layer_map(config.num_hidden_layers, layers, placement=placement, silent=silent)
     deeper = empty_model(deepen(config, layers=layers, placement=placement))
     weights = dict(deepened_weights(plan, model.state_dict(), deeper.state_dict()))
@@ -226,6 +229,29 @@ def deepened_weights(
         origin, zero = plan.source_of(name)
         weight = source[origin].detach()
         yield name, torch.zeros_like(weight) if zero else weight.clone()
+
+
+def check_config(config: Any) -> None:
+    """Raise unless ``config`` is a config of transformers."""
+    if isinstance(config, PreTrainedConfig):
+        return
+    held = isinstance(getattr(config, "config", None), PreTrainedConfig)
+    remedy = "give model.config" if held else "load one with AutoConfig.from_pretrained"
+    raise UsageError(f"config must be a transformers config, got {type(config).__name__}: {remedy}")
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
+        return
+    remedy = "load one with AutoModelForCausalLM.from_pretrained"
+    if isinstance(model, PreTrainedConfig):
+        remedy = "deepen takes configs"
+    elif isinstance(model, str | Path):
+        remedy += ", or give a folder to deepen_checkpoint"
+    raise UsageError(
+        f"model must be a causal language model of transformers, got {type(model).__name__}: "
+        f"{remedy}"
+    )
 
 
 def _check_family(config: Any) -> None:

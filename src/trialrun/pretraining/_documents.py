@@ -104,8 +104,18 @@ def read_jsonl(*paths: str | Path, key: str = "text") -> Iterator[Document]:
     Raises
     ------
     UsageError
-        If a file is missing, or a line is not a JSON object with a text; the line is named.
+        If a file is missing, a line is not a JSON object with a text (the line is named), or the
+        files hold no document at all.
     """
+    named = ", ".join(map(str, paths)) or "no file"
+    yield from _some(
+        _documents_in(paths, key),
+        f"paths must hold at least one document, got none from {named}: look whether the files "
+        f"were written to their end",
+    )
+
+
+def _documents_in(paths: Sequence[str | Path], key: str) -> Iterator[Document]:
     for path in map(Path, paths):
         if not path.is_file():
             raise UsageError(f"{path} is not a file: name JSON Lines files with a text per line")
@@ -130,6 +140,16 @@ def _documents_of(path: Path, lines: Iterable[str], key: str) -> Iterator[Docume
         raise UsageError(f"{path}, after line {number}: not UTF-8 ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from error
+
+
+def _some(stream: Iterable[T], otherwise: str) -> Iterator[T]:
+    """Yield documents, or raise at the end where there was none."""
+    found = False
+    for document in stream:
+        found = True
+        yield document
+    if not found:
+        raise UsageError(otherwise)
 
 
 def _counted(stream: Iterable[Any], passed: list[int], place: int) -> Iterator[Any]:
@@ -181,9 +201,24 @@ class Pipeline:
         self._passed: list[int] = [0] * (len(self.steps) + 1)
 
     def __call__(self, stream: Stream, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Yield the documents of ``stream`` that come through all steps."""
+        """Yield the documents of ``stream`` that come through all steps.
+
+        That all are dropped on the way is no error: `counts` says where.
+
+        Raises
+        ------
+        UsageError
+            If ``stream`` ends without a document, and is not one task's share of several.
+        """
         passed = self._passed = [0] * (len(self.steps) + 1)
-        flow: Iterable[Any] = _counted(as_documents(stream), passed, 0)
+        documents = as_documents(stream)
+        if world_size == 1:
+            documents = _some(
+                documents,
+                "documents must hold at least one text, got an empty stream: look at what was to "
+                "give them, and whether it had been read before",
+            )
+        flow: Iterable[Any] = _counted(documents, passed, 0)
         for place, step in enumerate(self.steps, 1):
             flow = _counted(step(flow, rank, world_size), passed, place)
         return iter(flow)

@@ -119,11 +119,13 @@ def write_tokens(
     ------
     ValueError
         If there is no document, one has no text, a token lies outside the vocabulary, or
-        ``path`` does not end in ``.npy``.
+        ``path`` does not end in ``.npy`` or names a folder that is not there.
     """
     path = Path(path)
     if path.suffix != ".npy":
         raise UsageError(f"path must end in .npy, by which a recipe knows tokens, got {path}")
+    if not path.parent.is_dir():
+        raise UsageError(f"path must be in a folder that is there, got {path}: make {path.parent}")
     kind = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
     count = 0
     part = path.with_name(path.name + ".part")
@@ -139,7 +141,10 @@ def write_tokens(
                 file.write(tokens.astype(kind).tobytes())
                 count += len(tokens)
             if not count:
-                raise UsageError(f"documents for {path} must hold at least one text, got none")
+                raise UsageError(
+                    f"documents for {path} must hold at least one text, got none: where a pipeline "
+                    f"gave them, its counts say which step dropped them"
+                )
             file.seek(0)
             _header(file, kind, count)
         part.replace(path)

@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 
 from trialrun.core.errors import UsageError
 from trialrun.core.shapes import check_axes
+from trialrun.pretraining._deepen import check_config
 
 
 class CacheBytes(NamedTuple):
@@ -50,7 +51,7 @@ def rolling_cache(config: PreTrainedConfig, *, static: int | None = None) -> Cac
     Raises
     ------
     UsageError
-        If the config has no window, or some layer sees everything.
+        If ``config`` is none or has no window, or some layer sees everything.
 
     Examples
     --------
@@ -80,8 +81,9 @@ def window_of(config: PreTrainedConfig) -> int:
     Raises
     ------
     UsageError
-        If the config has none.
+        If the config has none, or is none.
     """
+    check_config(config)
     window = getattr(config, "sliding_window", None)
     if not isinstance(window, int) or window < 2:
         raise UsageError(
@@ -102,7 +104,7 @@ def reach(config: PreTrainedConfig) -> int:
     >>> reach(MistralConfig(sliding_window=4096, num_hidden_layers=36))
     147420
     """
-    return int(config.num_hidden_layers) * (window_of(config) - 1)
+    return (window_of(config) - 1) * int(config.num_hidden_layers)
 
 
 def bytes_needed(
@@ -119,6 +121,7 @@ def bytes_needed(
     >>> bytes_needed(moxin, 32768, rolling=False) / bytes_needed(moxin, 32768)
     8.001953601953602
     """
+    check_config(config)
     kept = min(length, window_of(config) - 1) if rolling else length
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * config.num_key_value_heads * width * kept * batch * item
@@ -184,10 +187,10 @@ def prefill(
     Raises
     ------
     UsageError
-        If the prompt is empty or padded on the right, ``piece`` is below 1, the cache has been
-        used or is not this model's, the model is in training with gradient checkpointing (which
-        keeps no cache), or padding meets eager attention in float64 (whose softmax is not a
-        number where a piece holds padding only).
+        If the prompt is empty, padded on the right or not all ids of the vocabulary, ``piece`` is
+        below 1, the cache has been used or is not this model's, the model is in training with
+        gradient checkpointing (which keeps no cache), or padding meets eager attention in float64
+        (whose softmax is not a number where a piece holds padding only).
 
     Examples
     --------
@@ -201,6 +204,7 @@ def prefill(
     length = input_ids.shape[1]
     if length < 1:
         raise UsageError("input_ids must hold at least 1 token, got none")
+    _check_ids(input_ids, model.config)
     step = window_of(model.config) if piece is None else piece
     if step < 1:
         raise UsageError(f"piece must be at least 1 token, got {step}")
@@ -229,6 +233,20 @@ def prefill(
         )
         compact(cache)
     return Prefilled(out.logits[:, -1], cache)
+
+
+def _check_ids(ids: Tensor, config: PreTrainedConfig) -> None:
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise UsageError(
+            f"input_ids must be token ids of int64 or int32, got {ids.dtype}: encode the prompt "
+            f"with the model's tokenizer"
+        )
+    least, most = (int(found) for found in ids.aminmax())
+    if least < 0 or most >= config.vocab_size:
+        raise UsageError(
+            f"input_ids must be in 0..{config.vocab_size - 1}, the model's vocabulary, got "
+            f"{least}..{most}: encode the prompt with the model's tokenizer"
+        )
 
 
 def _check_model(model: Any, *, padded: bool) -> None:

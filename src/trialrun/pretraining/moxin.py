@@ -12,13 +12,13 @@ fast signatures, the three ways of linking pairs, spans in the contamination rep
 openness grading.
 
 Names that need torch are loaded when they are asked for, so that workers of the data pipeline never
-load it.
+load it; ``import *`` asks for all of them.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trialrun.pretraining._contamination import (
     Contamination,
@@ -35,6 +35,33 @@ from trialrun.pretraining._normalise import LengthFilter, Normalise, fold
 from trialrun.pretraining._quality import QualityFilter, QualityTop
 from trialrun.pretraining._sharded import DropDuplicates, WriteKeys, join_keys
 from trialrun.pretraining.openness import Grade, Manifest, grade, parse_manifest, read_manifest
+
+if TYPE_CHECKING:
+    from trialrun.pretraining._chat import JsonLines, collate, encode_chat
+    from trialrun.pretraining._deepen import LayerMap, deepen, deepen_model, layer_map
+    from trialrun.pretraining._deepen_files import deepen_checkpoint
+    from trialrun.pretraining._losses import (
+        answer_logps,
+        dpo_loss,
+        group_advantages,
+        grpo_loss,
+        sft_loss,
+        token_logps,
+    )
+    from trialrun.pretraining._mixing import Mixture, TokenSource, write_tokens
+    from trialrun.pretraining._phases import Phase, Phases, Rate
+    from trialrun.pretraining._recipe import ModelPlan, Recipe, read_recipe
+    from trialrun.pretraining._rolling import (
+        bytes_needed,
+        cache_bytes,
+        compact,
+        prefill,
+        reach,
+        rolling_cache,
+    )
+    from trialrun.pretraining._sources import byte_vocabulary, hub_vocabulary
+    from trialrun.pretraining._training import Optimiser, Saving, train
+    from trialrun.pretraining.train import run_recipe
 
 _TRAINING = {
     "JsonLines": "trialrun.pretraining._chat",
@@ -85,24 +112,59 @@ __all__ = [
     "Duplicates",
     "Grade",
     "ItemOverlap",
+    "JsonLines",
+    "LayerMap",
     "LengthFilter",
     "Manifest",
     "MinHashDedup",
     "MinHasher",
+    "Mixture",
+    "ModelPlan",
     "Normalise",
+    "Optimiser",
+    "Phase",
+    "Phases",
     "Pipeline",
     "QualityFilter",
     "QualityTop",
+    "Rate",
+    "Recipe",
+    "Saving",
+    "TokenSource",
     "WriteKeys",
+    "answer_logps",
     "bands_for",
+    "byte_vocabulary",
+    "bytes_needed",
+    "cache_bytes",
+    "collate",
+    "compact",
     "contamination",
+    "deepen",
+    "deepen_checkpoint",
+    "deepen_model",
+    "dpo_loss",
+    "encode_chat",
     "fold",
     "from_hub",
     "grade",
+    "group_advantages",
+    "grpo_loss",
+    "hub_vocabulary",
     "join_keys",
+    "layer_map",
     "parse_manifest",
+    "prefill",
+    "reach",
     "read_jsonl",
     "read_manifest",
+    "read_recipe",
+    "rolling_cache",
+    "run_recipe",
+    "sft_loss",
+    "token_logps",
+    "train",
+    "write_tokens",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Other ways to give linear attention positions, and softmax attention as a ceiling.
+"""Other ways to give linear attention positions, and softmax attention, meant as a ceiling.
 
 All share FLTAttention's projections and random features for their seed. Causal and written out
 over all pairs, which gives the numbers of their linear forms and is faster at these lengths; the

@@ -123,7 +123,10 @@ SPECIMENS_TRAINING = (
         bad=(
             ("layers must be at least the source's 2", lambda: deepen_model(_small(0), layers=1)),
             ("layers must be at most twice", lambda: deepen_model(_small(0), layers=5)),
-            ("the model must be one of", lambda: deepen_model(torch.nn.Linear(2, 2), layers=2)),
+            (
+                "model must be a causal language model",
+                lambda: deepen_model(torch.nn.Linear(2, 2), layers=2),
+            ),
         ),
         invariances=(("a silent deepening changes nothing", _same_at_the_start),),
     ),

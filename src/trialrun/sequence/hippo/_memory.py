@@ -24,10 +24,15 @@ _WINDOWS = ("legt", "lmu", "fout")
 
 
 class HiPPOState(NamedTuple):
-    """What a memory holds: ``coefficients`` (batch, order) after ``elapsed`` samples of time."""
+    """What a memory holds: ``coefficients`` (batch, order) after ``elapsed`` samples of time.
+
+    ``of`` says whose coefficients they are (``"legt order 64 window 100"``), and another memory
+    refuses them; a state made by hand may leave it empty.
+    """
 
     coefficients: Tensor
     elapsed: Number
+    of: str = ""
 
 
 class HiPPO(nn.Module):
@@ -104,6 +109,7 @@ class HiPPO(nn.Module):
             )
         if window is not None:
             positive("window", window, " samples")
+        self.basis = _basis(measure, order, window, self.tilt)
         self.new = implicit_share(method, share)
         self.scaled = window is None
         self.fixed = None if window is None else self._discrete(1.0 / float(window))
@@ -135,7 +141,8 @@ class HiPPO(nn.Module):
 
     def start(self, u: Tensor) -> HiPPOState:
         """Return the empty memory for signals like ``u``, whose first axis is the batch."""
-        return HiPPOState(u.new_zeros(u.shape[0], self.order, dtype=wide(u.dtype)), 0.0)
+        blank = u.new_zeros(u.shape[0], self.order, dtype=wide(u.dtype))
+        return HiPPOState(blank, 0.0, self.basis)
 
     def step(
         self, u: Float[Tensor, " batch"], state: HiPPOState | None = None, *, interval: Number = 1.0
@@ -153,7 +160,7 @@ class HiPPO(nn.Module):
         Raises
         ------
         ValueError
-            If the shapes do not fit, or the interval is not above 0.
+            If the shapes do not fit, the state is another memory's, or the interval is not above 0.
         """
         floats("u", u, ("batch",))
         state = self._checked(state, u)
@@ -165,9 +172,12 @@ class HiPPO(nn.Module):
         now = state.elapsed + interval
         memory = state.coefficients
         if self.scaled and not state.elapsed:
-            return HiPPOState(nn.functional.pad(u[:, None], (0, self.order - 1)), now)
+            return state._replace(
+                coefficients=nn.functional.pad(u[:, None], (0, self.order - 1)), elapsed=now
+            )
         if self.scaled and self.method != "zoh":
-            return HiPPOState(legs_step(memory, u, interval / now, self.new), now)
+            stepped = legs_step(memory, u, interval / now, self.new)
+            return state._replace(coefficients=stepped, elapsed=now)
         system: Transition | None
         if self.scaled:
             system = self._discrete(_held(now, state.elapsed))
@@ -176,7 +186,7 @@ class HiPPO(nn.Module):
             system = self.fixed if usual else self._discrete(interval / float(self.window or 1))
         assert system is not None
         A, B = (part.to(u) for part in system)
-        return HiPPOState(memory @ A.T + u[:, None] * B, now)
+        return state._replace(coefficients=memory @ A.T + u[:, None] * B, elapsed=now)
 
     def forward(
         self,
@@ -209,10 +219,10 @@ class HiPPO(nn.Module):
         Raises
         ------
         ValueError
-            If shapes or times do not fit.
+            If shapes or times do not fit, or the state is another memory's.
         """
         memory, last = self._run(u, state, times, every=False)
-        return HiPPOState(memory, last)
+        return HiPPOState(memory, last, self.basis)
 
     def states(
         self,
@@ -245,7 +255,8 @@ class HiPPO(nn.Module):
         Raises
         ------
         ValueError
-            For a memory that has seen nothing, a measure without a basis, or wrong arguments.
+            For a memory that has seen nothing, another memory's state, a measure without a basis,
+            or wrong arguments.
         """
         held = getattr(state, "coefficients", None)
         state = self._checked(state, held if isinstance(held, Tensor) else torch.empty(1))
@@ -289,8 +300,9 @@ class HiPPO(nn.Module):
             )
         if not held.is_floating_point():
             raise ValueError(f"state must hold real floating-point numbers, got {held.dtype}")
+        check_owner(state, self.basis)
         kind = torch.promote_types(wide(like.dtype), wide(held.dtype))
-        return HiPPOState(held.to(kind), state.elapsed)
+        return HiPPOState(held.to(kind), state.elapsed, self.basis)
 
     def _gaps(self, time: int, elapsed: Number, times: Tensor | None) -> Tensor | None:
         if times is None:
@@ -344,6 +356,21 @@ class HiPPO(nn.Module):
         else:
             found = legs_sweep(u, (gaps / now).to(u.device), memory, self.new, every=every)
         return (torch.cat([*head, found], dim=1) if every else found), last
+
+
+def check_owner(state: HiPPOState, basis: str) -> None:
+    """Raise unless the state may be of a memory whose coefficients mean ``basis``."""
+    if state.of and state.of != basis:
+        raise ValueError(
+            f"state must be of a memory {basis!r}, got one of {state.of!r}, whose coefficients "
+            f"mean something else: use that memory, or encode the signal anew with this one"
+        )
+
+
+def _basis(measure: str, order: int, window: Number | None, tilt: dict[str, float]) -> str:
+    numbers = tilt if window is None else {"window": window, **tilt}
+    settings = "".join(f" {name} {float(value):.12g}" for name, value in numbers.items())
+    return f"{measure} order {order}{settings}"
 
 
 def _shape(value: object) -> str:

@@ -12,7 +12,7 @@ from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.sequence.hippo._checks import Number, fits, floats, whole, wide
 from trialrun.sequence.hippo._layer import seeded_linear
-from trialrun.sequence.hippo._memory import HiPPO, HiPPOState
+from trialrun.sequence.hippo._memory import HiPPO, HiPPOState, check_owner
 from trialrun.sequence.hippo._transition import Transition
 
 _CACHED = 1 << 22
@@ -86,7 +86,7 @@ class HiPPORNN(nn.Module):
         Raises
         ------
         ValueError
-            If ``x`` or the state has another shape.
+            If ``x`` or the state has another shape, or the state is of another memory.
         """
         floats("x", x, ("batch", "time", "features"))
         if x.shape[2] != self.inputs:
@@ -105,7 +105,8 @@ class HiPPORNN(nn.Module):
                     memory = memory @ A[t].T + written * B[t]
                 outputs.append(hidden)
             elapsed += part.shape[1]
-        return torch.stack(outputs, dim=1), RNNState(hidden, HiPPOState(memory, elapsed))
+        kept = HiPPOState(memory, elapsed, self.memory.basis)
+        return torch.stack(outputs, dim=1), RNNState(hidden, kept)
 
     def _cell(self, seen: Tensor, hidden: Tensor) -> Tensor:
         reset, update, new = self.read(seen).chunk(3, dim=1)
@@ -132,6 +133,7 @@ class HiPPORNN(nn.Module):
                 f"state must hold shapes {expected[0]} and {expected[1]}, got {got[0]} and "
                 f"{got[1]}: is it another net's?"
             )
+        check_owner(state.memory, self.memory.basis)
         return state.hidden.to(x.dtype), state.memory.coefficients.to(kind), state.memory.elapsed
 
     def _systems(self, elapsed: Number, time: int) -> Transition:
