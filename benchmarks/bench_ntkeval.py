@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import gc
 from typing import Any
+from unittest import mock
 
 import torch
 
 from _bench import Row, compare, emit, figure
 from trialrun.blocks.bytelm import Shape, make_model
 from trialrun.dossiers.ntkeval.worlds import ALPHABET, END, TOLD, make_skills, make_tokenizer
+from trialrun.evaluation._passes import Reader
 from trialrun.evaluation.ntkeval import GradientStep, LoRAStep, NTKEval, left_untouched
 
 LIMIT = (
@@ -58,7 +60,7 @@ def passes_per_token() -> tuple[float, float]:
     model = _host(width=32, layers=1)
     probe = _probe(model)
     sampled = 0
-    plain = probe._reader.draw
+    plain = Reader.draw
 
     def draw(*given: Any) -> Any:
         nonlocal sampled
@@ -66,9 +68,9 @@ def passes_per_token() -> tuple[float, float]:
         sampled += sum(len(answer.ids) for each in answers for answer in each)
         return answers
 
-    probe._reader.draw = draw  # type: ignore[method-assign]
     count = _Counting(model)
-    probe.draws("add/infix", GradientStep(rate=0.0))
+    with mock.patch.object(Reader, "draw", draw):
+        probe.draws("add/infix", GradientStep(rate=0.0))
     count.hook.remove()
     return count.answered / sampled, count.prompted / sampled
 
