@@ -112,6 +112,7 @@ def one_by_one(model: Any, probe: NTKEval) -> None:
 
 def weight_copies(train: Any) -> float:
     """Return bytes of weight-shaped tensors held while measuring, as copies of the model."""
+    others = {o.data_ptr() for o in gc.get_objects() if type(o) is torch.nn.Parameter}
     model = _host()
     shapes = {tuple(w.shape) for w in model.parameters() if w.ndim == 2}
     own = sum(w.numel() for w in model.parameters() if w.ndim == 2)
@@ -123,6 +124,7 @@ def weight_copies(train: Any) -> float:
             o.data_ptr(): o.numel()
             for o in gc.get_objects()
             if type(o) in (torch.Tensor, torch.nn.Parameter) and tuple(o.shape) in shapes
+            if o.data_ptr() not in others
         }
         most = max(most, sum(found.values()))
 
