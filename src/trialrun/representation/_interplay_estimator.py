@@ -149,9 +149,10 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.random_state = random_state
 
     def _rows(self, X: Any, views: Any, groups: Any, random: np.random.Generator) -> _Rows:
-        if (X is None) == (views is None):
-            raise UsageError("fit takes either X or views, got both" if X is not None else
-                             "fit takes X, or views of shape (inputs, views, features): got neither")  # fmt: skip
+        if X is not None and views is not None:
+            raise UsageError("fit takes either X or views, got both")
+        if X is None and views is None:
+            raise UsageError("fit takes X, or views of shape (inputs, views, features): got none")
         ready = views is not None or groups is not None
         if ready and self.augment is not None:
             raise UsageError("augment must be None where fit is given ready-made views or groups")
@@ -196,7 +197,14 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             random=random,
         )  # fmt: skip
 
-    def fit(self, X: Any = None, y: Any = None, *, views: Any = None, groups: Any = None) -> Any:
+    def fit(
+        self,
+        X: Any = None,
+        y: Any = None,  # noqa: ARG002
+        *,
+        views: Any = None,
+        groups: Any = None,
+    ) -> Any:
         """Find the minimum of the loss.
 
         Parameters
@@ -285,9 +293,7 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         made.collapsed_ = ~(made.eigenvalues_ > 0)
         kernel = Kernel.read(made.kernel, made.gamma_, made.kernel_params, made.n_features_in_)
         kept = {name: arrays.get(f"features.{name}") for name in _KEPT[words["features"]]}
-        made.features_ = (
-            Fourier(**kept) if words["features"] == "Fourier" else Gram(kernel, **kept)
-        )
+        made.features_ = Fourier(**kept) if words["features"] == "Fourier" else Gram(kernel, **kept)
         return made
 
 

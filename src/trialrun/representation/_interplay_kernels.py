@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,7 @@ class Fourier:
     phases: Array
 
     @classmethod
-    def draw(
-        cls, kernel: Kernel, width: int, count: int, random: np.random.Generator
-    ) -> Fourier:
+    def draw(cls, kernel: Kernel, width: int, count: int, random: np.random.Generator) -> Fourier:
         """Draw frequencies from the kernel's own spectral density."""
         if kernel.kernel == "rbf":
             frequencies = np.sqrt(2 * kernel.gamma) * random.normal(size=(width, count))
@@ -144,7 +143,7 @@ def moments(features: Callable[[Array], Array], views: Array, groups: Groups) ->
     second: Any = 0.0
     paired: Any = 0.0
     edges = _whole_inputs(index)
-    for low, high in zip(edges, edges[1:]):
+    for low, high in pairwise(edges):
         phi = features(views[order[low:high]])
         own = index[low:high] - index[low]
         eigen = within[low:high]

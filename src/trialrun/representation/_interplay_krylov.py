@@ -31,7 +31,7 @@ def top_eigenpairs(operator: Callable[[Array], Array], n: int, k: int) -> tuple[
     """Return the k largest eigenvalues, largest first, and their eigenvectors (n, k).
 
     ``operator`` maps (n, columns) to (n, columns). Where the iteration has not converged after
-    its restarts, as between eigenvalues that all but coincide, the matrix is formed and solved whole.
+    its restarts, as between eigenvalues that all but coincide, the matrix is solved whole.
     """
     width = k + EXTRA
     start = np.random.default_rng(0).normal(size=(n, width))

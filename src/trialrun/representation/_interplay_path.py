@@ -188,7 +188,9 @@ def plot_interplay(path: InterplayPath) -> Any:
     some = np.isfinite(living).any(axis=1)
     agreement = np.full(len(regs), np.nan)
     agreement[some] = np.nanmean(living[some], axis=1)
-    lower.plot(regs, path.augmentation_share[shown], label="in the smallest reg's choice", color="#2b6cb0")
+    lower.plot(
+        regs, path.augmentation_share[shown], label="in the smallest reg's choice", color="#2b6cb0"
+    )
     lower.plot(regs, path.kernel_share[shown], label="in the kernel's own choice", color="#c05621")
     lower.plot(regs, agreement, label="agreement between views", color="0.3", linestyle="--")
     lower.set_ylim(0, 1.05)

@@ -39,8 +39,8 @@ class Solution:
     """Functions of mean square 1 over the views, best first.
 
     ``eigenvalues`` (k,) are mu, minus infinity beyond the kernel's rank; ``coef`` (N or features,
-    k) gives the functions, ``invariance`` (k,) their <f, T f>, 1 where views of one input agree, and
-    ``norms`` (k,) their squared norm in the kernel's space.
+    k) gives the functions, ``invariance`` (k,) their <f, T f>, 1 where views of one input agree,
+    and ``norms`` (k,) their squared norm in the kernel's space.
     """
 
     eigenvalues: Array

@@ -119,9 +119,7 @@ def interplay_spectrum(
     return Spectrum(mu, functions, invariance, norms, loss, int((mu > 0).sum()))
 
 
-def switch_points(
-    invariance: Any, norms: Any, *, beta: float = 1.0
-) -> tuple[Switch, ...]:
+def switch_points(invariance: Any, norms: Any, *, beta: float = 1.0) -> tuple[Switch, ...]:
     """Return the values of lambda at which the best of several functions changes.
 
     Function i is worth 1 - beta + beta t_i - reg |f_i|^2, a line in reg; the best one follows the

@@ -6,8 +6,8 @@ was worked out anew and is checked against direct minimisation. No author code w
     beta E|psi(v) - psi(v')|^2 + |E[psi psi^T] - I|^2 + 2 reg sum_i |psi_i|_H^2
 
 over views v, v' of one input; beta = 1 is the spectral contrastive loss up to a constant. Mind the
-factor 2 on ``reg``. Its minimum is psi_i = sqrt(max(mu_i, 0)) f_i for the top eigenpairs (mu_i, f_i)
-of (1 - beta) I + beta T - reg K^-1, and has the value k - sum_i max(mu_i, 0)^2.
+factor 2 on ``reg``. Its minimum is psi_i = sqrt(max(mu_i, 0)) f_i for the top eigenpairs
+(mu_i, f_i) of (1 - beta) I + beta T - reg K^-1, and has the value k - sum_i max(mu_i, 0)^2.
 
 Ours: solving for 1/(c - mu), so that no threshold on K's range is needed (see
 ``_interplay_solvers``); centring by an intercept that costs nothing; the primal form for landmarks

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import KernelPCA
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.semi_supervised import LabelSpreading
 
 from trialrun.claims.contract import Budget, Context, Measurement, Trial
@@ -45,8 +45,8 @@ from trialrun.representation.ssl_interplay import (
 
 GAMMA = 1 / (2 * 0.3**2)
 NARROW = 1 / (2 * 0.03**2)
-LABELS, INPUTS, N_VIEWS, COMPONENTS = 8, 80, 4, 6
-JITTER, REG = 0.1, 1e-4
+LABELS, N_VIEWS, COMPONENTS = 8, 4, 6
+JITTER, REG, PENALTY = 0.1, 1e-4, 1e-3
 STRENGTHS = {"0.1": 0.1, "0.3": 0.3, "0.6": 0.6}
 REGS = tuple(np.logspace(-6, 0, 13).tolist())
 DECAYS = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -60,10 +60,13 @@ NAMES = ("first to second", "second to third", "all collapse")
 class Size(Budget):
     """Size of a run.
 
-    ``pretraining`` inputs of the bit worlds, ``test`` half-moon points, ``draws`` of labels,
+    ``inputs`` half-moon points to learn from, ``prediction`` to call collapse from, ``pretraining``
+    inputs of the bit worlds, ``test`` half-moon points, ``draws`` of labels,
     ``steps`` of the trained features and ``grid`` values of lambda for the switch points.
     """
 
+    inputs: int
+    prediction: int
     pretraining: int
     test: int
     draws: int
@@ -141,7 +144,7 @@ def collapse(ctx: Context, *, how: str) -> Measurement:
     """Call which components live and count the calls that training bears out, in percent."""
     text = (ctx.prepared("networks") / "spectra.json").read_text(encoding="utf-8")
     lived = np.array(json.loads(text)) > ALIVE
-    points = half_moons(150, ctx.seed, "prediction").points
+    points = half_moons(_size(ctx).prediction, ctx.seed, "prediction").points
     views = jittered(points, scale=0.2, n_views=N_VIEWS, seed=ctx.seed)
     made = grouped(views, shuffled=how == "shuffled", seed=ctx.seed)
     model = KernelVCReg(gamma=GAMMA, n_components=COMPONENTS, pairs="distinct")
@@ -158,9 +161,17 @@ def collapse(ctx: Context, *, how: str) -> Measurement:
     return Measurement.of(100 * float((called == lived).mean()), n=lived.size, **living)
 
 
-def _probe(z: Array, z_test: Array, moons: Moons, test: Moons, rows: NDArray) -> float:
-    probe = RidgeClassifier(alpha=1e-3).fit(z[rows], moons.side[rows])
-    return float((probe.predict(z_test) == test.side).mean())
+def _probes(z: Array, z_test: Array, moons: Moons, test: Moons, draws: list[NDArray]) -> float:
+    """Return the mean accuracy of ridge classifiers with an intercept, one per draw of labels."""
+    rows = np.stack(draws)
+    seen, side = z[rows], 2.0 * moons.side[rows] - 1
+    middle = seen.mean(axis=1, keepdims=True)
+    seen = seen - middle
+    second = seen.transpose(0, 2, 1) @ seen + PENALTY * np.eye(z.shape[1])
+    slopes = np.linalg.solve(second, (seen * side[:, :, None]).sum(axis=1)[:, :, None])
+    # As many labels of one class as of the other: the mean label, and so its intercept, is 0.
+    scores = (z_test @ slopes)[:, :, 0] - (middle @ slopes)[:, :, 0]
+    return float(((scores > 0) == (test.side == 1)).mean())
 
 
 def _model(**settings: object) -> KernelVCReg:
@@ -169,7 +180,7 @@ def _model(**settings: object) -> KernelVCReg:
 
 
 def _moons(ctx: Context) -> tuple[Moons, Moons, list[NDArray]]:
-    moons = half_moons(INPUTS, ctx.seed, "inputs")
+    moons = half_moons(_size(ctx).inputs, ctx.seed, "inputs")
     test = half_moons(_size(ctx).test, ctx.seed, "test")
     return moons, test, label_draws(moons.side, LABELS, _size(ctx).draws, ctx.seed)
 
@@ -184,7 +195,7 @@ def _ssl_accuracy(ctx: Context, *, gamma: float, augment: bool, shuffled: bool) 
     else:
         model.fit(moons.points)
     z, z_test = model.transform(moons.points), model.transform(test.points)
-    return 100 * float(np.mean([_probe(z, z_test, moons, test, rows) for rows in draws]))
+    return 100 * _probes(z, z_test, moons, test, draws)
 
 
 def together(ctx: Context, *, how: str) -> Measurement:
@@ -210,7 +221,7 @@ def few_labels(ctx: Context, *, how: str) -> Measurement:
         found = []
         for rows in draws:
             if how == "spreading":
-                y = np.full(INPUTS, -1)
+                y = np.full(_size(ctx).inputs, -1)
                 y[rows] = moons.side[rows]
                 model = LabelSpreading(gamma=setting, max_iter=200).fit(moons.points, y)
                 found.append((model.predict(test.points) == test.side).mean())
@@ -229,25 +240,29 @@ def tuning(ctx: Context, *, how: str) -> Measurement:
     for name, scale in STRENGTHS.items():
         views = jittered(moons.points, scale=scale, n_views=N_VIEWS, seed=ctx.seed)
         made = grouped(views, shuffled=how == "shuffled", seed=ctx.seed)
-        scores = []
-        for reg in REGS:
-            if how == "augmented-ridge":
-                found = [_augmented_ridge(views, reg, moons, test, rows) for rows in draws]
-            else:
+        if how == "augmented-ridge":
+            scores = _augmented_ridge(views, moons, test, draws)
+        else:
+            scores = []
+            for reg in REGS:
                 model = _model(reg=reg).fit(made.rows, groups=made.groups)
                 z, z_test = model.transform(moons.points), model.transform(test.points)
-                found = [_probe(z, z_test, moons, test, rows) for rows in draws]
-            scores.append(np.mean(found))
+                scores.append(_probes(z, z_test, moons, test, draws))
         best[name] = float(np.log10(REGS[int(np.argmax(scores))]))
     return Measurement(best, _size(ctx).test * len(draws))
 
 
-def _augmented_ridge(views: Array, reg: float, moons: Moons, test: Moons, rows: NDArray) -> float:
-    """Fit kernel ridge to the labelled inputs' views, lambda scaled by their number."""
-    seen = views[rows].reshape(-1, views.shape[2])
-    side = np.repeat(2.0 * moons.side[rows] - 1, views.shape[1])
-    ridge = KernelRidge(kernel="rbf", gamma=GAMMA, alpha=reg * len(seen)).fit(seen, side)
-    return float(((ridge.predict(test.points) > 0) == (test.side == 1)).mean())
+def _augmented_ridge(views: Array, moons: Moons, test: Moons, draws: list[NDArray]) -> list[float]:
+    """Fit kernel ridge to the labelled inputs' views; lambda is scaled by their number."""
+    hits = np.zeros(len(REGS))
+    for rows in draws:
+        seen = views[rows].reshape(-1, views.shape[2])
+        side = np.repeat(2.0 * moons.side[rows] - 1, views.shape[1])
+        w, v = np.linalg.eigh(rbf_kernel(seen, gamma=GAMMA))
+        shrunk = (v.T @ side)[:, None] / (w[:, None] + len(seen) * np.array(REGS))
+        scores = rbf_kernel(test.points, seen, gamma=GAMMA) @ (v @ shrunk)
+        hits += ((scores > 0) == (test.side == 1)[:, None]).mean(axis=0)
+    return (hits / len(draws)).tolist()
 
 
 def _slope(risks: list[float]) -> float:
@@ -299,15 +314,20 @@ def _excess(
 
 TRIAL = Trial(
     budgets={
-        "smoke": Size(seeds=2, pretraining=40, test=20, draws=2, steps=2, grid=10),
+        "smoke": Size(
+            seeds=2, inputs=12, prediction=12, pretraining=40, test=20, draws=2, steps=2, grid=10
+        ),
         "quick": Size(
-            seeds=10, first_seed=60, pretraining=1000, test=200, draws=10, steps=600, grid=250
+            seeds=10, first_seed=60, inputs=80, prediction=150, 
+            pretraining=1000, test=200, draws=10, steps=600, grid=250
         ),
         "full": Size(
-            seeds=30, first_seed=100, pretraining=2000, test=400, draws=20, steps=1000, grid=400
+            seeds=30, first_seed=100, inputs=80, prediction=150, 
+            pretraining=2000, test=400, draws=20, steps=1000, grid=400
         ),
         "gpu": Size(
-            seeds=30, first_seed=200, pretraining=20000, test=2000, draws=20, steps=4000, grid=400
+            seeds=30, first_seed=200, inputs=80, prediction=150, 
+            pretraining=20000, test=2000, draws=20, steps=4000, grid=400
         ),
     },
     arms={
