@@ -292,8 +292,13 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             setattr(made, f"{name}_", arrays[name])
         made.collapsed_ = ~(made.eigenvalues_ > 0)
         kernel = Kernel.read(made.kernel, made.gamma_, made.kernel_params, made.n_features_in_)
-        kept = {name: arrays.get(f"features.{name}") for name in _KEPT[words["features"]]}
-        made.features_ = Fourier(**kept) if words["features"] == "Fourier" else Gram(kernel, **kept)
+        kept: dict[str, Any] = {
+            name: arrays.get(f"features.{name}") for name in _KEPT[words["features"]]
+        }
+        if words["features"] == "Fourier":
+            made.features_ = Fourier(**kept)
+        else:
+            made.features_ = Gram(kernel, **kept)
         return made
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone
 
 from trialrun.core.errors import UsageError
@@ -35,7 +36,7 @@ class InterplayPath:
     invariance: Array
     norms: Array
     loss: Array
-    alive: Array
+    alive: NDArray[np.int64]
     augmentation_share: Array
     kernel_share: Array
     regimes: tuple[str, ...]
@@ -113,15 +114,16 @@ def interplay_path(
         rows.append((found, k - float((best**2).sum()), alive, *shares))
     found_all, loss, living_all, by_augmentation, by_kernel = zip(*rows)
     return InterplayPath(
-        values,
-        *(np.array([getattr(f, name) for f in found_all])
-          for name in ("eigenvalues", "invariance", "norms")),
-        np.array(loss),
-        np.array(living_all),
-        np.array(by_augmentation),
-        np.array(by_kernel),
-        tuple(map(_regime, living_all, by_augmentation, by_kernel)),
-    )  # fmt: skip
+        regs=values,
+        eigenvalues=np.array([f.eigenvalues for f in found_all]),
+        invariance=np.array([f.invariance for f in found_all]),
+        norms=np.array([f.norms for f in found_all]),
+        loss=np.array(loss),
+        alive=np.array(living_all),
+        augmentation_share=np.array(by_augmentation),
+        kernel_share=np.array(by_kernel),
+        regimes=tuple(map(_regime, living_all, by_augmentation, by_kernel)),
+    )
 
 
 _SHADES = {

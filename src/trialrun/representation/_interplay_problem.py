@@ -132,7 +132,8 @@ def read_settings(model: Any) -> None:
             raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
     for name in ("beta", "reg", "tol"):
         value = getattr(model, name)
-        if not (np.isscalar(value) and 0 <= value < np.inf):
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not (number and 0 <= value < np.inf):
             raise UsageError(f"{name} must be a finite number of at least 0, got {value!r}")
     if model.augment is not None and not callable(model.augment):
         raise UsageError(

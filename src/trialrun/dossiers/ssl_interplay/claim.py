@@ -318,15 +318,15 @@ TRIAL = Trial(
             seeds=2, inputs=12, prediction=12, pretraining=40, test=20, draws=2, steps=2, grid=10
         ),
         "quick": Size(
-            seeds=10, first_seed=60, inputs=80, prediction=150, 
+            seeds=10, first_seed=60, inputs=80, prediction=150,
             pretraining=1000, test=200, draws=10, steps=600, grid=250
         ),
         "full": Size(
-            seeds=30, first_seed=100, inputs=80, prediction=150, 
+            seeds=30, first_seed=100, inputs=80, prediction=150,
             pretraining=2000, test=400, draws=20, steps=1000, grid=400
         ),
         "gpu": Size(
-            seeds=30, first_seed=200, inputs=80, prediction=150, 
+            seeds=30, first_seed=200, inputs=80, prediction=150,
             pretraining=20000, test=2000, draws=20, steps=4000, grid=400
         ),
     },
