@@ -49,10 +49,11 @@ LABELS, N_VIEWS, COMPONENTS = 8, 4, 6
 JITTER, REG, PENALTY = 0.1, 1e-4, 1e-3
 STRENGTHS = {"0.1": 0.1, "0.3": 0.3, "0.6": 0.6}
 REGS = tuple(np.logspace(-6, 0, 13).tolist())
-DECAYS = (0.003, 0.01, 0.03, 0.1, 0.3)
+DECAYS = (0.01, 0.02, 0.03, 0.05, 0.08)
+STRONG = 0.4
 ALIVE = 0.02
 FEATURES, BATCH = 128, 128
-DOWN = (32, 64, 128, 256, 512)
+DOWN = (64, 128, 256, 512)
 NAMES = ("first to second", "second to third", "all collapse")
 
 
@@ -123,7 +124,7 @@ def train(ctx: Context, folder: Path) -> None:
     with torch.enable_grad():
         for _ in range(steps):
             rows = moons[random.integers(len(moons), size=BATCH)]
-            pair = rows + 0.2 * random.normal(size=(2, *rows.shape))
+            pair = rows + STRONG * random.normal(size=(2, *rows.shape))
             first, second = torch.from_numpy(_cosines(pair, ctx.seed)).float()
             total = torch.zeros(())
             for reg, w in zip(DECAYS, weights):
@@ -134,7 +135,7 @@ def train(ctx: Context, folder: Path) -> None:
             optimiser.step()
             schedule.step()
     fresh = half_moons(2000, ctx.seed, "held out").points
-    phi = _cosines(fresh + 0.2 * random.normal(size=fresh.shape), ctx.seed)
+    phi = _cosines(fresh + STRONG * random.normal(size=fresh.shape), ctx.seed)
     psi = phi @ weights.detach().double().numpy()
     spectra = [np.linalg.eigvalsh(p.T @ p / len(p))[::-1].tolist() for p in psi]
     (folder / "spectra.json").write_text(json.dumps(spectra), encoding="utf-8")
@@ -145,7 +146,7 @@ def collapse(ctx: Context, *, how: str) -> Measurement:
     text = (ctx.prepared("networks") / "spectra.json").read_text(encoding="utf-8")
     lived = np.array(json.loads(text)) > ALIVE
     points = half_moons(_size(ctx).prediction, ctx.seed, "prediction").points
-    views = jittered(points, scale=0.2, n_views=N_VIEWS, seed=ctx.seed)
+    views = jittered(points, scale=STRONG, n_views=N_VIEWS, seed=ctx.seed)
     made = grouped(views, shuffled=how == "shuffled", seed=ctx.seed)
     model = KernelVCReg(gamma=GAMMA, n_components=COMPONENTS, pairs="distinct")
     if how == "kernel-alone":  # T = 1: a component lives where K's eigenvalue is above lambda
@@ -277,7 +278,9 @@ def rate(ctx: Context, *, how: str) -> Measurement:
     gamma, count = 0.1, kept_parities(corners).shape[1]
     if how == "kernel-pca":
         whole = KernelPCA(count, kernel="rbf", gamma=gamma, eigen_solver="dense")
-        z = whole.fit(views[:, 0][:500]).transform(corners)
+        z = np.column_stack(
+            [whole.fit(views[:, 0][:500]).transform(corners)[:, : count - 1], np.ones(len(corners))]
+        )
     else:
         model = KernelVCReg(
             gamma=gamma, n_components=count, reg=1e-3, pairs="distinct", solver="nystroem",
@@ -302,8 +305,7 @@ def _excess(
 ) -> float:
     """Return the mean squared distance to the truth; a ridge gets the best of its penalties."""
     if how != "kernel-ridge":
-        design = np.column_stack([z, np.ones(len(z))])
-        found = design @ np.linalg.lstsq(design[rows], y, rcond=1e-8)[0]
+        found = z @ np.linalg.lstsq(z[rows], y, rcond=1e-8)[0]
         return float(((found - truth) ** 2).mean())
     risks = []
     for alpha in (0.1, 1.0, 10.0):
@@ -319,15 +321,15 @@ TRIAL = Trial(
         ),
         "quick": Size(
             seeds=10, first_seed=60, inputs=80, prediction=150,
-            pretraining=1000, test=200, draws=10, steps=600, grid=250
+            pretraining=4000, test=200, draws=10, steps=600, grid=250
         ),
         "full": Size(
             seeds=30, first_seed=100, inputs=80, prediction=150,
-            pretraining=2000, test=400, draws=20, steps=1000, grid=400
+            pretraining=10000, test=400, draws=20, steps=1000, grid=400
         ),
         "gpu": Size(
             seeds=30, first_seed=200, inputs=80, prediction=150,
-            pretraining=20000, test=2000, draws=20, steps=4000, grid=400
+            pretraining=40000, test=2000, draws=20, steps=4000, grid=400
         ),
     },
     arms={
