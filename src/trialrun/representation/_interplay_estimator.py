@@ -110,7 +110,7 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     >>> from trialrun.representation.ssl_interplay import jitter
     >>> X = np.linspace(-1, 1, 20)[:, None]
     >>> ssl = KernelVCReg(augment=partial(jitter, scale=0.1), gamma=4.0, n_components=3,
-    ...                   reg=0.05, random_state=0)
+    ...                   reg=0.2, random_state=0)
     >>> ssl.fit_transform(X).shape, ssl.collapsed_.tolist()
     ((20, 3), [False, False, True])
     """

@@ -87,7 +87,7 @@ def interplay_path(
     >>> path = interplay_path(X, partial(jitter, scale=0.2), regs=[0.001, 0.1, 10.0],
     ...                       model=KernelVCReg(gamma=4.0, n_components=4, random_state=0))
     >>> path.alive.tolist(), path.regimes[-1]
-    ([4, 2, 0], 'collapse')
+    ([4, 3, 0], 'collapse')
     """
     values = np.sort(np.atleast_1d(np.asarray(regs, dtype=float)))
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values >= 0)).all():
