@@ -91,7 +91,7 @@ def draw_views(X: Array, augment: Any, n_views: int, random: np.random.Generator
     ValueError
         If ``augment`` returns another number of rows, another width each time, or no number.
     """
-    drawn = []
+    drawn: list[Array] = []
     for _ in range(n_views):
         view = np.asarray(augment(X, random), dtype=float)
         if view.ndim != 2 or len(view) != len(X):
