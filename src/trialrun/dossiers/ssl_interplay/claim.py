@@ -7,6 +7,7 @@ anew; nothing else about it differs.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,11 +45,32 @@ from trialrun.representation.ssl_interplay import (
 )
 
 GAMMA = 1 / (2 * 0.3**2)
-NARROW = 1 / (2 * 0.03**2)
 LABELS, N_VIEWS, COMPONENTS = 8, 4, 6
 JITTER, REG, PENALTY = 0.1, 1e-4, 1e-3
-STRENGTHS = {"0.1": 0.1, "0.3": 0.3, "0.6": 0.6}
-REGS = tuple(np.logspace(-6, 0, 13).tolist())
+GAMMAS = tuple(1 / (2 * width**2) for width in (0.1, 0.2, 0.3, 0.5, 1.0))
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+GRIDS = {
+    "augmentation-alone": (1e-7, 1e-6, 1e-5),
+    "kernel-alone": GAMMAS,
+    "kernel-alone-on-views": GAMMAS,
+    "augmented-ridge": RIDGES,
+    "spreading": (1.0, GAMMA, 20.0, 50.0),
+    "kernel-ridge": (1.0, GAMMA, 20.0, 50.0),
+}
+"""What every other arm of `together` may choose from: reg, gamma or the ridge's lambda."""
+CHOSEN = {
+    "augmentation-alone": 1e-5,
+    "kernel-alone": GAMMAS[2],
+    "kernel-alone-on-views": GAMMAS[2],
+    "augmented-ridge": 1e-3,
+    "spreading": 20.0,
+    "kernel-ridge": GAMMA,
+}
+BETTER = "kernel-alone"
+"""The choices, and the best of the halves, by `chosen` on seeds 0 to 5, which judge nothing."""
+JITTERS, LAMBDAS = (0.05, 0.2, 0.6), (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+WEAKEST, STRONGEST, SMALL, LARGE = 0, 2, 0, 3
+"""Where the interaction of `tuning` is read off: places in the two tuples above."""
 DECAYS = (0.01, 0.02, 0.03, 0.05, 0.08)
 STRONG = 0.4
 ALIVE = 0.02
@@ -91,12 +113,13 @@ def switches(ctx: Context, *, how: str) -> Measurement:
         solver="nystroem", landmarks=20, pairs="all" if how == "all-pairs" else "distinct",
         random_state=split(ctx.seed, "landmarks") % 2**31,
     )  # fmt: skip
-    if how == "kernel-alone":  # what K says by itself: the third function until lambda |f|^2 is 1
-        best = np.where(regs * NORMS[2] < 1, 2, 3)
+    if how == "kernel-alone":  # T = 1: every view is an input of its own
+        path = interplay_path(made.rows, regs=regs, model=model.set_params(pairs="all"))
     else:
         path = interplay_path(made.rows, regs=regs, model=model, groups=made.groups)
-        best = np.abs(path.norms[:, :1] - NORMS).argmin(axis=1)
-        best = np.where(path.alive > 0, best, 3)
+    norms = np.where(np.isfinite(path.norms[:, :1]), path.norms[:, :1], np.inf)
+    best = np.abs(norms - NORMS).argmin(axis=1)
+    best = np.where(path.alive > 0, best, 3)
     found = {name: regs[best > step][0] if (best > step).any() else np.inf
              for step, name in enumerate(NAMES)}  # fmt: skip
     errors = {n: min(100.0, 100 * abs(found[n] / exact[n] - 1)) for n in NAMES}
@@ -163,7 +186,13 @@ def collapse(ctx: Context, *, how: str) -> Measurement:
 
 
 def _probes(z: Array, z_test: Array, moons: Moons, test: Moons, draws: list[NDArray]) -> float:
-    """Return the mean accuracy of ridge classifiers with an intercept, one per draw of labels."""
+    """Return the mean accuracy of ridge classifiers with an intercept, one per draw of labels.
+
+    Features are scaled to mean square 1 over the inputs, so that the penalty means the same
+    however small the regularisation before it has made them.
+    """
+    size = float(np.sqrt((z**2).mean()))
+    z, z_test = (part / (size or 1.0) for part in (z, z_test))
     rows = np.stack(draws)
     seen, side = z[rows], 2.0 * moons.side[rows] - 1
     middle = seen.mean(axis=1, keepdims=True)
@@ -175,95 +204,118 @@ def _probes(z: Array, z_test: Array, moons: Moons, test: Moons, draws: list[NDAr
     return float(((scores > 0) == (test.side == 1)).mean())
 
 
-def _model(**settings: object) -> KernelVCReg:
-    told: dict[str, object] = {"gamma": GAMMA, "n_components": COMPONENTS, "reg": REG}
-    return KernelVCReg(**{**told, **settings})  # type: ignore[arg-type]
-
-
 def _moons(ctx: Context) -> tuple[Moons, Moons, list[NDArray]]:
     moons = half_moons(_size(ctx).inputs, ctx.seed, "inputs")
     test = half_moons(_size(ctx).test, ctx.seed, "test")
     return moons, test, label_draws(moons.side, LABELS, _size(ctx).draws, ctx.seed)
 
 
-def _ssl_accuracy(ctx: Context, *, gamma: float, augment: bool, shuffled: bool) -> float:
+def _ssl_accuracy(
+    ctx: Context, *, scale: float, gamma: float = GAMMA, reg: float = REG, deal: str = "given"
+) -> float:
+    """Probe the closed form on jittered views; ``deal`` says who is whose view.
+
+    "given" is as drawn, "shuffled" at random, and with "apart" every view is an input of its own:
+    then T = 1 and nothing is learnt from the augmentation.
+    """
     moons, test, draws = _moons(ctx)
-    model = _model(gamma=gamma)
-    if augment:
-        views = jittered(moons.points, scale=JITTER, n_views=N_VIEWS, seed=ctx.seed)
-        made = grouped(views, shuffled=shuffled, seed=ctx.seed)
-        model.fit(made.rows, groups=made.groups)
+    model = KernelVCReg(gamma=gamma, n_components=COMPONENTS, reg=reg)
+    if scale:
+        views = jittered(moons.points, scale=scale, n_views=N_VIEWS, seed=ctx.seed)
+        made = grouped(views, shuffled=deal == "shuffled", seed=ctx.seed)
+        model.fit(made.rows, groups=None if deal == "apart" else made.groups)
     else:
         model.fit(moons.points)
     z, z_test = model.transform(moons.points), model.transform(test.points)
-    return 100 * _probes(z, z_test, moons, test, draws)
+    return _probes(z, z_test, moons, test, draws)
 
 
-def together(ctx: Context, *, how: str) -> Measurement:
-    """Score a linear probe on few labels, in percent of fresh points."""
-    n = _size(ctx).test * _size(ctx).draws
-    kernel = partial(_ssl_accuracy, ctx, gamma=GAMMA, augment=False, shuffled=False)
-    narrow = partial(_ssl_accuracy, ctx, gamma=NARROW, augment=True, shuffled=False)
-    if how == "kernel-alone":
-        return Measurement.of(kernel(), n=n)
-    if how == "augmentation-alone":
-        return Measurement.of(narrow(), n=n)
-    if how == "better-alone":
-        return Measurement.of(max(kernel(), narrow()), n=n)
-    score = _ssl_accuracy(ctx, gamma=GAMMA, augment=True, shuffled=how == "shuffled")
-    return Measurement.of(score, n=n)
-
-
-def few_labels(ctx: Context, *, how: str) -> Measurement:
-    """Score what a user would run without self-supervision, its setting chosen on the test set."""
-    moons, test, draws = _moons(ctx)
-    scores = []
-    for setting in (1.0, GAMMA, 20.0, 50.0):
-        found = []
-        for rows in draws:
-            if how == "spreading":
-                y = np.full(_size(ctx).inputs, -1)
-                y[rows] = moons.side[rows]
-                model = LabelSpreading(gamma=setting, max_iter=200).fit(moons.points, y)
-                found.append((model.predict(test.points) == test.side).mean())
-                continue
-            ridge = KernelRidge(kernel="rbf", gamma=setting, alpha=1e-3)
-            ridge.fit(moons.points[rows], 2.0 * moons.side[rows] - 1)
-            found.append(((ridge.predict(test.points) > 0) == (test.side == 1)).mean())
-        scores.append(100 * float(np.mean(found)))
-    return Measurement.of(max(scores), n=_size(ctx).test * len(draws))
-
-
-def tuning(ctx: Context, *, how: str) -> Measurement:
-    """Return the decimal logarithm of the lambda with the best probe, per strength of jitter."""
-    moons, test, draws = _moons(ctx)
-    best = {}
-    for name, scale in STRENGTHS.items():
-        views = jittered(moons.points, scale=scale, n_views=N_VIEWS, seed=ctx.seed)
-        made = grouped(views, shuffled=how == "shuffled", seed=ctx.seed)
-        if how == "augmented-ridge":
-            scores = _augmented_ridge(views, moons, test, draws)
-        else:
-            scores = []
-            for reg in REGS:
-                model = _model(reg=reg).fit(made.rows, groups=made.groups)
-                z, z_test = model.transform(moons.points), model.transform(test.points)
-                scores.append(_probes(z, z_test, moons, test, draws))
-        best[name] = float(np.log10(REGS[int(np.argmax(scores))]))
-    return Measurement(best, _size(ctx).test * len(draws))
-
-
-def _augmented_ridge(views: Array, moons: Moons, test: Moons, draws: list[NDArray]) -> list[float]:
+def _augmented_ridge(ctx: Context, scale: float, regs: tuple[float, ...]) -> list[float]:
     """Fit kernel ridge to the labelled inputs' views; lambda is scaled by their number."""
-    hits = np.zeros(len(REGS))
+    moons, test, draws = _moons(ctx)
+    views = jittered(moons.points, scale=scale, n_views=N_VIEWS, seed=ctx.seed)
+    hits = np.zeros(len(regs))
     for rows in draws:
         seen = views[rows].reshape(-1, views.shape[2])
         side = np.repeat(2.0 * moons.side[rows] - 1, views.shape[1])
         w, v = np.linalg.eigh(rbf_kernel(seen, gamma=GAMMA))
-        shrunk = (v.T @ side)[:, None] / (w[:, None] + len(seen) * np.array(REGS))
+        shrunk = (v.T @ side)[:, None] / (w[:, None] + len(seen) * np.array(regs))
         scores = rbf_kernel(test.points, seen, gamma=GAMMA) @ (v @ shrunk)
         hits += ((scores > 0) == (test.side == 1)[:, None]).mean(axis=0)
     return (hits / len(draws)).tolist()
+
+
+def _few_labels(ctx: Context, how: str, gamma: float) -> float:
+    """Score what a user would run without self-supervision."""
+    moons, test, draws = _moons(ctx)
+    found = []
+    for rows in draws:
+        if how == "spreading":
+            y = np.full(_size(ctx).inputs, -1)
+            y[rows] = moons.side[rows]
+            model = LabelSpreading(gamma=gamma, max_iter=200).fit(moons.points, y)
+            found.append((model.predict(test.points) == test.side).mean())
+            continue
+        ridge = KernelRidge(kernel="rbf", gamma=gamma, alpha=1e-3)
+        ridge.fit(moons.points[rows], 2.0 * moons.side[rows] - 1)
+        found.append(((ridge.predict(test.points) > 0) == (test.side == 1)).mean())
+    return float(np.mean(found))
+
+
+def score(ctx: Context, how: str, setting: float) -> float:
+    """Return the share of fresh points that an arm of `together` gets right at a setting."""
+    if how == "augmentation-alone":
+        return _ssl_accuracy(ctx, scale=JITTER, reg=setting)
+    if how == "kernel-alone":
+        return _ssl_accuracy(ctx, scale=0.0, gamma=setting)
+    if how == "kernel-alone-on-views":
+        return _ssl_accuracy(ctx, scale=JITTER, gamma=setting, deal="apart")
+    if how == "augmented-ridge":
+        return _augmented_ridge(ctx, JITTER, (setting,))[0]
+    return _few_labels(ctx, how, setting)
+
+
+def chosen(contexts: Sequence[Context]) -> dict[str, tuple[float, float]]:
+    """Return every arm's best setting, and its accuracy, over contexts that judge nothing."""
+    best = {}
+    for how, grid in GRIDS.items():
+        means = [float(np.mean([score(ctx, how, one) for ctx in contexts])) for one in grid]
+        best[how] = (grid[int(np.argmax(means))], max(means))
+    return best
+
+
+def together(ctx: Context, *, how: str) -> Measurement:
+    """Score a linear probe on few labels, in percent of fresh points."""
+    if how in ("both", "shuffled"):
+        deal = "given" if how == "both" else how
+        found = _ssl_accuracy(ctx, scale=JITTER, deal=deal)
+    else:
+        arm = BETTER if how == "better-alone" else how
+        found = score(ctx, arm, CHOSEN[arm])
+    return Measurement.of(100 * found, n=_size(ctx).test * _size(ctx).draws)
+
+
+def tuning(ctx: Context, *, how: str) -> Measurement:
+    """Return how much more a large lambda helps under strong jitter than under weak, in points.
+
+    The best lambda at every jitter comes beside it, as a decimal logarithm; where several are
+    equally good, the mean of their logarithms.
+    """
+    deal = "shuffled" if how == "shuffled" else "given"
+    scores = np.array([
+        _augmented_ridge(ctx, scale, LAMBDAS)
+        if how == "augmented-ridge"
+        else [_ssl_accuracy(ctx, scale=scale, reg=reg, deal=deal) for reg in LAMBDAS]
+        for scale in JITTERS
+    ])  # fmt: skip
+    gains = 100 * (scores[:, LARGE] - scores[:, SMALL])
+    top = scores >= scores.max(axis=1, keepdims=True) - 1e-12
+    best = (top * np.log10(LAMBDAS)).sum(axis=1) / top.sum(axis=1)
+    return Measurement.of(
+        gains[STRONGEST] - gains[WEAKEST],
+        n=_size(ctx).test * _size(ctx).draws,
+        **{f"best log lambda at {scale}": float(b) for scale, b in zip(JITTERS, best)},
+    )
 
 
 def _slope(risks: list[float]) -> float:
@@ -342,14 +394,7 @@ TRIAL = Trial(
             for how in ("predicted", "augmentation-alone", "kernel-alone", "shuffled")
         },
         "together": {
-            **{
-                how: partial(together, how=how)
-                for how in (
-                    "both", "better-alone", "kernel-alone", "augmentation-alone", "shuffled",
-                )
-            },
-            "spreading": partial(few_labels, how="spreading"),
-            "kernel-ridge": partial(few_labels, how="kernel-ridge"),
+            how: partial(together, how=how) for how in ("both", "better-alone", "shuffled", *GRIDS)
         },
         "tuning": {how: partial(tuning, how=how) for how in ("ssl", "augmented-ridge", "shuffled")},
         "rate": {
