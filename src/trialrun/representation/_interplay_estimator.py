@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from trialrun.core.errors import UsageError
-from trialrun.representation._interplay_kernels import Fourier, Kernel
+from trialrun.representation._interplay_checks import check_kernel, read_labels
+from trialrun.representation._interplay_kernels import NAMED, Fourier, Kernel
 from trialrun.representation._interplay_problem import (
     Gram,
     Problem,
@@ -25,6 +27,7 @@ from trialrun.representation._interplay_problem import (
 )
 from trialrun.representation._interplay_views import Array, Groups, draw_views, read_views
 
+RANDOM = (np.random.RandomState, np.random.Generator)
 _KEPT = {"Gram": ("views",), "Fourier": ("frequencies", "phases")}
 
 
@@ -35,7 +38,23 @@ class _Rows(NamedTuple):
     labels: NDArray
 
 
-class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class _FitTransform:
+    """``fit_transform`` outside scikit-learn's wrapper, which asks for X by place."""
+
+    def fit_transform(
+        self, X: Any = None, y: Any = None, *, views: Any = None, groups: Any = None
+    ) -> Any:
+        """Fit, and return psi at every row of X, shape (n, n_components).
+
+        Takes what ``fit`` takes. With ``views`` the rows are the views, input by input, shape
+        (inputs * views, n_components); with ``augment``, psi is taken at X itself.
+        """
+        model: Any = self
+        model.fit(X, y, views=views, groups=groups)
+        return model.transform(X if views is None else read_views(views)[0])
+
+
+class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Learn the representation that joint-embedding SSL aims at, exactly, for a kernel.
 
     Minimises beta E|psi(v) - psi(v')|^2 + |E[psi psi^T] - I|^2 + 2 reg sum |psi_i|_H^2 over the
@@ -115,6 +134,8 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     ((20, 3), [False, False, True])
     """
 
+    _lost_augment = False
+
     def __init__(
         self,
         *,
@@ -156,20 +177,34 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ready = views is not None or groups is not None
         if ready and self.augment is not None:
             raise UsageError("augment must be None where fit is given ready-made views or groups")
-        if self.kernel == "precomputed" and self.augment is not None:
+        check_kernel(self.kernel, (*NAMED, "precomputed"))
+        given = isinstance(self.kernel, str) and self.kernel == "precomputed"
+        if given and self.augment is not None:
             raise UsageError("augment must be None with kernel='precomputed': X holds no rows")
+        if given and views is not None:
+            raise UsageError(
+                "views must be None with kernel='precomputed': pass the Gram matrix between views "
+                "as X, and groups"
+            )
+        if X is not None and groups is None and self.augment is None and self._lost_augment:
+            warnings.warn(
+                "augment was not saved with this model, so fit sees every input as its only view: "
+                "set augment before fitting anew",
+                UserWarning,
+                stacklevel=4,
+            )
         if views is not None:
             if groups is not None:
                 raise UsageError("groups go with X: views already say which input is whose")
             rows, labels = read_views(views)
             return _Rows(validate_data(self, rows, dtype=np.float64), labels)
         X = validate_data(self, X, dtype=np.float64)
-        if self.kernel == "precomputed" and X.shape[0] != X.shape[1]:
+        if given and X.shape[0] != X.shape[1]:
             raise UsageError(
                 f"X must be a square Gram matrix with kernel='precomputed', got shape {X.shape}"
             )
         if groups is not None:
-            labels = np.asarray(groups)
+            labels = read_labels(groups)
             if labels.shape != (len(X),):
                 raise UsageError(
                     f"groups must hold one label per row of X, shape ({len(X)},), got shape "
@@ -239,7 +274,7 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.pairwise = self.kernel == "precomputed"
+        tags.input_tags.pairwise = isinstance(self.kernel, str) and self.kernel == "precomputed"
         return tags
 
     def transform(self, X: Any) -> Array:
@@ -248,25 +283,31 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         X = validate_data(self, X, reset=False, dtype=np.float64)
         return in_chunks(self.features_, X, self.coef_) - self.offset_
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write what ``transform`` needs into ``folder``, as JSON and safetensors.
+
+        Two settings of use to ``fit`` alone are left out: ``augment``, and a ``random_state`` that
+        is a generator.
 
         Raises
         ------
         ValueError
-            If the kernel is a function, which no file can hold.
+            If the kernel is a function, or its ``kernel_params`` hold what JSON cannot.
         """
         check_is_fitted(self)
         if callable(self.kernel):
             raise UsageError("a kernel that is a function cannot be saved: use a named kernel")
-        folder.mkdir(parents=True, exist_ok=True)
-        told = {k: v.item() if isinstance(v, np.generic) else v
-                for k, v in self.get_params(deep=False).items()}  # fmt: skip
-        told = {k: v for k, v in told.items() if _plain(v)}
+        folder = Path(folder)
+        told = {name: _plain(name, value) for name, value in self.get_params(deep=False).items()
+                if name != "augment" and not isinstance(value, RANDOM)}  # fmt: skip
+        names = getattr(self, "feature_names_in_", None)
         words = {
             "settings": told, "features": type(self.features_).__name__, "loss": self.loss_,
             "gamma": self.gamma_, "n_features": self.n_features_in_,
+            "feature_names": None if names is None else list(names),
+            "had_augment": self.augment is not None,
         }  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.json").write_text(json.dumps(words), encoding="utf-8")
         arrays = {
             name: getattr(self, f"{name}_")
@@ -280,14 +321,21 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         save_file(whole, folder / "arrays.safetensors")
 
     @classmethod
-    def load(cls, folder: Path) -> KernelVCReg:
-        """Read back what `save` wrote into ``folder``; ``augment`` is not among it."""
+    def load(cls, folder: Path | str) -> KernelVCReg:
+        """Read back what `save` wrote into ``folder``; ``augment`` is not among it.
+
+        ``fit`` warns until ``augment`` is set again.
+        """
+        folder = Path(folder)
         words = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         arrays = load_file(folder / "arrays.safetensors")
         made = cls(**words["settings"])
         made.n_features_in_, made.loss_, made.gamma_ = (
             words["n_features"], words["loss"], words["gamma"],
         )  # fmt: skip
+        made._lost_augment = words["had_augment"]
+        if words["feature_names"] is not None:
+            made.feature_names_in_ = np.array(words["feature_names"], dtype=object)
         for name in ("coef", "offset", "eigenvalues", "invariance", "norms"):
             setattr(made, f"{name}_", arrays[name])
         made.collapsed_ = ~(made.eigenvalues_ > 0)
@@ -302,10 +350,20 @@ class KernelVCReg(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return made
 
 
-def _plain(value: Any) -> bool:
-    """Tell whether JSON holds a setting; functions and generators are left out."""
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
+def _plain(name: str, value: Any) -> Any:
+    """Return a setting as JSON holds it, numpy's scalars as numbers.
+
+    Raises
+    ------
+    ValueError
+        For what a file of settings cannot hold.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, dict):
+        return {key: _plain(f"{name}[{key!r}]", one) for key, one in value.items()}
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise UsageError(
+        f"{name} must be text, a number, True, False or None to be saved, got {value!r}"
+    )

@@ -13,11 +13,20 @@ from scipy import linalg, sparse
 from sklearn.metrics.pairwise import pairwise_kernels
 
 from trialrun.core.errors import UsageError
+from trialrun.representation._interplay_checks import (
+    check_gamma,
+    check_gram,
+    check_kernel,
+    doubtful,
+    floor,
+    read_params,
+)
 from trialrun.representation._interplay_views import Array, Groups
 
 NAMED = ("rbf", "laplacian", "polynomial")
 ROWS_AT_ONCE = 4096
 COLUMNS = 128
+MIRRORED = 24
 
 
 @dataclass(frozen=True)
@@ -31,14 +40,25 @@ class Kernel:
     @classmethod
     def read(cls, kernel: Any, gamma: Any, params: Any, features: int) -> Kernel:
         """Check the settings of a kernel and settle gamma (None: 1 / features)."""
-        if not (callable(kernel) or kernel in (*NAMED, "precomputed")):
-            raise UsageError(
-                f"kernel must be one of {', '.join((*NAMED, 'precomputed'))} or a function of two "
-                f"rows, got {kernel!r}"
-            )
-        if gamma is not None and not gamma > 0:
-            raise UsageError(f"gamma must be above 0, or None for 1 / n_features, got {gamma!r}")
-        return cls(kernel, 1 / features if gamma is None else float(gamma), dict(params or {}))
+        check_kernel(kernel, (*NAMED, "precomputed"))
+        check_gamma(gamma)
+        told = read_params(kernel, params)
+        return cls(kernel, 1 / features if gamma is None else float(gamma), told)
+
+    def check(self, gram: Array, views: Array) -> None:
+        """Raise unless the kernel is one, where its name does not say so already.
+
+        Raises
+        ------
+        ValueError
+            If the Gram matrix of ``views`` is not symmetric and positive semi-definite.
+        """
+        if not doubtful(self.kernel, self.params):
+            return
+        if callable(self.kernel):  # of the matrix of one set of rows, half is mirrored, not asked
+            few = views[:MIRRORED]
+            check_gram(self(few, few.copy()))
+        check_gram(gram)
 
     def __call__(self, left: Array, right: Array) -> Array:
         """Return the Gram matrix (rows of left, rows of right)."""
@@ -68,10 +88,13 @@ class Nystroem:
         count = min(count, len(views))
         landmarks = views[np.sort(random.choice(len(views), count, replace=False))]
         gram = kernel(landmarks, landmarks)
+        kernel.check(gram, landmarks)
         largest = gram.diagonal().max()
         if not largest > 0:
             raise UsageError("kernel must be above 0 between a view and itself, got 0 at every one")
-        factor, pivots, rank, _ = linalg.lapack.dpstrf(gram, tol=tol * largest, lower=1)
+        factor, pivots, rank, _ = linalg.lapack.dpstrf(
+            gram, tol=floor(tol, count) * largest, lower=1
+        )
         lower = np.tril(factor[:rank, :rank])
         inverse = linalg.solve_triangular(lower, np.eye(rank), lower=True)
         return cls(kernel, landmarks[pivots[:rank] - 1], np.ascontiguousarray(inverse.T))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trialrun.core.errors import UsageError
-from trialrun.core.shapes import check_range
+from trialrun.representation._interplay_checks import check_number
 
 CROSS = ("halves", "pairs", "plain")
 
@@ -56,6 +56,8 @@ def vcreg_loss(
 ) -> Float[Tensor, ""]:
     """Estimate the loss of a mini-batch; see `VCRegLoss`.
 
+    Half precision is summed in float32, and the loss is then float32, under autocast too.
+
     Examples
     --------
     >>> z = torch.eye(4)
@@ -64,9 +66,15 @@ def vcreg_loss(
     """
     if cross not in CROSS:
         raise UsageError(f"cross must be one of {', '.join(CROSS)}, got {cross!r}")
+    check_number("beta", beta)
     _check(first, second, 1 if cross == "plain" else 2)
-    apart = ((first - second) ** 2).sum() / len(first)
-    return beta * apart + _penalty(first, second, cross)
+    with torch.autocast(first.device.type, enabled=False):
+        if first.dtype in (torch.float16, torch.bfloat16):
+            first = first.float()
+        if second.dtype in (torch.float16, torch.bfloat16):
+            second = second.float()
+        apart = ((first - second) ** 2).sum() / len(first)
+        return beta * apart + _penalty(first, second, cross)
 
 
 class VCRegLoss(nn.Module):
@@ -99,7 +107,7 @@ class VCRegLoss(nn.Module):
 
     def __init__(self, beta: float | int = 1.0, *, cross: str = "halves") -> None:
         super().__init__()
-        check_range("beta", beta, low=0)
+        check_number("beta", beta)
         if cross not in CROSS:
             raise UsageError(f"cross must be one of {', '.join(CROSS)}, got {cross!r}")
         self.beta, self.cross = float(beta), cross

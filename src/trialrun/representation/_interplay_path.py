@@ -12,6 +12,7 @@ from sklearn.base import clone
 from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.representation._interplay_estimator import KernelVCReg
+from trialrun.representation._interplay_solvers import TINY
 from trialrun.representation._interplay_views import Array
 
 REGS = tuple(np.logspace(-6, 0, 13).tolist())
@@ -26,7 +27,8 @@ class InterplayPath:
     ``eigenvalues``, ``invariance`` and ``norms`` have shape (n, k). ``loss`` and ``alive`` are the
     minimum and the components that do not collapse. ``augmentation_share`` and
     ``kernel_share`` (n,) say how much of the living components lies in the top k functions of
-    the smallest reg, and of the kernel alone; NaN where none lives. ``regimes`` (n,) names who
+    the augmentation alone (reg near 0, whatever ``regs`` holds), and of the kernel alone; NaN
+    where none lives. ``regimes`` (n,) names who
     decided: "augmentation" or "architecture" where that share is at least 0.9, "agreement" where
     both are, "both" where neither is, "collapse" where nothing lives.
     """
@@ -70,14 +72,16 @@ def interplay_path(
     augment : callable or None
         As for ``KernelVCReg``; None keeps the model's.
     regs : array of shape (n,)
-        Values of lambda, in any order. The smallest stands for what augmentation alone chooses.
+        Values of lambda, in any order. What augmentation alone chooses is solved for besides, at
+        1e-8 of the kernel's trace per view, the least lambda that needs no cut of its range.
     model : KernelVCReg or None
         Its kernel, components, solver and all other settings but ``reg``; None for the defaults.
 
     Raises
     ------
     ValueError
-        For regs that are not numbers of at least 0, and for anything that ``fit`` refuses.
+        For regs that are not numbers of at least 0, a model that is none, and for anything that
+        ``fit`` refuses.
 
     Examples
     --------
@@ -89,7 +93,12 @@ def interplay_path(
     >>> path.alive.tolist(), path.regimes[-1]
     ([4, 3, 0], 'collapse')
     """
-    values = np.sort(np.atleast_1d(np.asarray(regs, dtype=float)))
+    try:
+        values = np.sort(np.atleast_1d(np.asarray(regs, dtype=float)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"regs must be finite numbers of at least 0, got {regs!r}") from error
+    if model is not None and not isinstance(model, KernelVCReg):
+        raise UsageError(f"model must be a KernelVCReg or None, got {model!r}")
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values >= 0)).all():
         raise UsageError(f"regs must be finite numbers of at least 0, got {regs!r}")
     made = KernelVCReg() if model is None else clone(model)
@@ -98,12 +107,11 @@ def interplay_path(
     solver = made._problem(X, views, groups).solver
     k = made.n_components
     kernel = solver.kernel_choice(k)
-    weakest: Array | None = None
+    limit = solver.solve(TINY * solver.scale, k)
+    weakest = limit.coef[:, np.isfinite(limit.eigenvalues)]
     rows = []
     for reg in values:
         found = solver.solve(float(reg), k)
-        reached = np.isfinite(found.eigenvalues)
-        weakest = found.coef[:, reached] if weakest is None else weakest
         alive = int((found.eigenvalues > 0).sum())
         living = found.coef[:, :alive]
         shares = [
@@ -191,7 +199,7 @@ def plot_interplay(path: InterplayPath) -> Any:
     agreement = np.full(len(regs), np.nan)
     agreement[some] = np.nanmean(living[some], axis=1)
     lower.plot(
-        regs, path.augmentation_share[shown], label="in the smallest reg's choice", color="#2b6cb0"
+        regs, path.augmentation_share[shown], label="in the views' own choice", color="#2b6cb0"
     )
     lower.plot(regs, path.kernel_share[shown], label="in the kernel's own choice", color="#c05621")
     lower.plot(regs, agreement, label="agreement between views", color="0.3", linestyle="--")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trialrun.core.errors import UsageError
+from trialrun.representation._interplay_checks import check_augment, check_count, check_number
 from trialrun.representation._interplay_kernels import Fourier, Kernel, Nystroem, chunks, moments
 from trialrun.representation._interplay_solvers import ExactProblem, PrimalProblem, Solution
 from trialrun.representation._interplay_views import Array, Groups
@@ -97,8 +98,7 @@ def _exact(
 ) -> Problem:
     given = kernel.kernel == "precomputed"
     gram = np.array(kernel(views, views), dtype=float, order="C")
-    if given and not np.allclose(gram, gram.T, rtol=1e-8, atol=1e-10 * np.abs(gram).max()):
-        raise UsageError("a precomputed kernel must be symmetric between the views, got one not so")
+    kernel.check(gram, views)
     mean = np.zeros(len(gram))
     if center:
         mean = gram.mean(axis=0)
@@ -126,16 +126,10 @@ def read_settings(model: Any) -> None:
         Naming the setting, what was expected and what came.
     """
     for name in ("n_components", "n_views", "landmarks"):
-        value = getattr(model, name)
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_count(name, getattr(model, name))
     for name in ("beta", "reg", "tol"):
-        value = getattr(model, name)
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not (number and 0 <= value < np.inf):
-            raise UsageError(f"{name} must be a finite number of at least 0, got {value!r}")
-    if model.augment is not None and not callable(model.augment):
-        raise UsageError(
-            f"augment must be a function of (X, generator) or None, got {model.augment!r}"
-        )
+        check_number(name, getattr(model, name))
+    if not isinstance(model.center, bool | np.bool_):
+        raise UsageError(f"center must be True or False, got {model.center!r}")
+    if model.augment is not None:
+        check_augment(model.augment)

@@ -25,6 +25,7 @@ import numpy as np
 from scipy import linalg
 
 from trialrun.core.errors import UsageError
+from trialrun.representation._interplay_checks import floor
 from trialrun.representation._interplay_krylov import top_eigenpairs
 from trialrun.representation._interplay_views import Array, Groups
 
@@ -139,7 +140,7 @@ class ExactProblem:
     def _range(self) -> tuple[Array, Array]:
         """Eigenvalues and eigenvectors of K above ``tol`` of the largest, largest first."""
         w, v = _descending(*linalg.eigh(self.gram, driver="evr", check_finite=False))
-        kept = w > self.tol * w[0]
+        kept = w > floor(self.tol, len(w)) * w[0]
         return w[kept], v[:, kept]
 
     def _cut(self, reg: float, k: int) -> Solution:
@@ -155,7 +156,7 @@ class ExactProblem:
         """Return coefficients of the kernel's own top k functions, the limit of a large reg."""
         k = min(k, self.n)
         w, v = _descending(*linalg.eigh(self.gram, subset_by_index=(self.n - k, self.n - 1)))
-        kept = w > self.tol * w[0]
+        kept = w > floor(self.tol, self.n) * w[0]
         return np.sqrt(self.n) * v[:, kept] / w[kept]
 
     def products(self, left: Array, right: Array) -> Array:
@@ -208,7 +209,7 @@ class PrimalProblem:
     @cached_property
     def _range(self) -> tuple[Array, Array]:
         w, v = _descending(*linalg.eigh(self.second, driver="evr"))
-        kept = w > self.tol * w[0]
+        kept = w > floor(self.tol, len(w)) * w[0]
         return w[kept], v[:, kept]
 
     def kernel_choice(self, k: int) -> Array:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from trialrun.core.errors import UsageError
-from trialrun.core.shapes import check_range
+from trialrun.representation._interplay_checks import check_count, check_number, floor
 from trialrun.representation._interplay_views import Array
 
 
@@ -43,7 +43,7 @@ def _matrix(name: str, value: Any) -> Array:
     matrix = np.asarray(value, dtype=float)
     if matrix.ndim == 1:
         matrix = np.diag(matrix)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise UsageError(
             f"{name} must hold eigenvalues, shape (basis,), or a symmetric matrix, got shape "
             f"{matrix.shape}"
@@ -83,7 +83,7 @@ def interplay_spectrum(
     ------
     ValueError
         For shapes that do not go together, numbers out of range, or a K with negative
-        eigenvalues.
+        eigenvalues or none above 0.
 
     Examples
     --------
@@ -94,8 +94,11 @@ def interplay_spectrum(
     ...  for reg in (0.5, 1.5, 3.0)]
     [0, 1, 2]
     """
-    check_range("beta", beta, low=0)
-    check_range("reg", reg, low=0)
+    check_number("beta", beta)
+    check_number("reg", reg)
+    check_number("tol", tol)
+    if n_components is not None:
+        check_count("n_components", n_components)
     t, k = _matrix("augmentation", augmentation), _matrix("kernel", kernel)
     if t.shape != k.shape:
         raise UsageError(
@@ -104,7 +107,9 @@ def interplay_spectrum(
     w, v = linalg.eigh(k)
     if w[0] < -1e-10 * max(abs(w[-1]), abs(w[0])):
         raise UsageError(f"kernel must have no negative eigenvalue, got {w[0]:.3g}")
-    kept = w > tol * w[-1]
+    if not w[-1] > 0:
+        raise UsageError("kernel must have an eigenvalue above 0, got only zeros")
+    kept = w > floor(tol, len(w)) * w[-1]
     w, v = w[kept], v[:, kept]
     t_beta = (1 - beta) * np.eye(len(t)) + beta * t
     reduced = v.T @ t_beta @ v - reg * np.diag(1 / w)
@@ -134,7 +139,7 @@ def switch_points(invariance: Any, norms: Any, *, beta: float = 1.0) -> tuple[Sw
     Raises
     ------
     ValueError
-        If the shapes differ or a norm is not above 0.
+        If the shapes differ, a number is not finite or a norm is not above 0.
 
     Examples
     --------
@@ -142,7 +147,7 @@ def switch_points(invariance: Any, norms: Any, *, beta: float = 1.0) -> tuple[Sw
     ...  for s in switch_points([0.9, 0.75, 0.5], [0.4, 0.25, 0.125])]
     [(1.0, 0, 1), (2.0, 1, 2), (4.0, 2, None)]
     """
-    check_range("beta", beta, low=0)
+    check_number("beta", beta)
     t: NDArray[Any] = np.asarray(invariance, dtype=float)
     size: NDArray[Any] = np.asarray(norms, dtype=float)
     if t.shape != size.shape or t.ndim != 1 or not len(t):
@@ -150,6 +155,8 @@ def switch_points(invariance: Any, norms: Any, *, beta: float = 1.0) -> tuple[Sw
             "invariance and norms must hold one number per function, got shapes "
             f"{t.shape} and {size.shape}"
         )
+    if not (np.isfinite(t).all() and np.isfinite(size).all()):
+        raise UsageError("invariance and norms must be finite numbers, got NaN or infinity")
     if not (size > 0).all():
         raise UsageError(f"norms must be above 0, got {size.min():.3g}")
     worth = 1 - beta + beta * t

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from trialrun.core.errors import UsageError
+from trialrun.representation._interplay_checks import read_labels
 
 Array = NDArray[np.float64]
 PAIRS = ("all", "distinct")
@@ -25,11 +26,7 @@ class Groups:
     """
 
     def __init__(self, labels: Any, pairs: str = "all") -> None:
-        labels = np.asarray(labels)
-        if labels.ndim != 1:
-            raise UsageError(
-                f"groups must hold one label per view, shape (n,), got shape {labels.shape}"
-            )
+        labels = read_labels(labels)
         if pairs not in PAIRS:
             raise UsageError(f"pairs must be one of {', '.join(PAIRS)}, got {pairs!r}")
         names, self.index = np.unique(labels, return_inverse=True)
@@ -71,9 +68,15 @@ def read_views(views: Any) -> tuple[Array, NDArray[np.int64]]:
     Raises
     ------
     ValueError
-        If the array has not three axes.
+        If the array has not three axes, or inputs have unequal numbers of views.
     """
-    stacked = np.asarray(views)
+    try:
+        stacked = np.asarray(views)
+    except ValueError as error:
+        raise UsageError(
+            "views must have shape (inputs, views, features), got lists of unequal lengths: for "
+            "inputs with unequal numbers of views pass the rows as X and say groups"
+        ) from error
     if stacked.ndim != 3:
         raise UsageError(
             f"views must have shape (inputs, views, features), got shape {stacked.shape}: for "
@@ -86,6 +89,9 @@ def read_views(views: Any) -> tuple[Array, NDArray[np.int64]]:
 def draw_views(X: Array, augment: Any, n_views: int, random: np.random.Generator) -> Array:
     """Return views (inputs, views, features), each call of ``augment`` giving one of every row.
 
+    Every call gets a copy of X, and what it returns is copied, so that an ``augment`` may work in
+    place.
+
     Raises
     ------
     ValueError
@@ -93,7 +99,7 @@ def draw_views(X: Array, augment: Any, n_views: int, random: np.random.Generator
     """
     drawn: list[Array] = []
     for _ in range(n_views):
-        view = np.asarray(augment(X, random), dtype=float)
+        view = np.array(augment(X.copy(), random), dtype=float)
         if view.ndim != 2 or len(view) != len(X):
             raise UsageError(
                 f"augment must return one view per row, shape ({len(X)}, features), got shape "

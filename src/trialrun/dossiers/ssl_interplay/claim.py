@@ -54,19 +54,19 @@ GRIDS = {
     "kernel-alone": GAMMAS,
     "kernel-alone-on-views": GAMMAS,
     "augmented-ridge": RIDGES,
-    "spreading": (1.0, GAMMA, 20.0, 50.0),
-    "kernel-ridge": (1.0, GAMMA, 20.0, 50.0),
+    "spreading": (1.0, GAMMA, 20.0, 50.0, 100.0, 200.0),
+    "kernel-ridge": (1.0, GAMMA, 20.0, 50.0, 100.0, 200.0),
 }
 """What every other arm of `together` may choose from: reg, gamma or the ridge's lambda."""
 CHOSEN = {
     "augmentation-alone": 1e-5,
-    "kernel-alone": GAMMAS[2],
-    "kernel-alone-on-views": GAMMAS[2],
-    "augmented-ridge": 1e-3,
-    "spreading": 20.0,
-    "kernel-ridge": GAMMA,
+    "kernel-alone": GAMMAS[3],
+    "kernel-alone-on-views": GAMMAS[3],
+    "augmented-ridge": 1e-2,
+    "spreading": 200.0,
+    "kernel-ridge": 20.0,
 }
-BETTER = "kernel-alone"
+BETTER = "augmentation-alone"
 """The choices, and the best of the halves, by `chosen` on seeds 0 to 5, which judge nothing."""
 JITTERS, LAMBDAS = (0.05, 0.2, 0.6), (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 WEAKEST, STRONGEST, SMALL, LARGE = 0, 2, 0, 3
