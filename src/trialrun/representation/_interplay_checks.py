@@ -119,7 +119,7 @@ def read_params(kernel: Any, params: Any) -> dict[str, Any]:
 def doubtful(kernel: Any, params: dict[str, Any]) -> bool:
     """Tell whether a kernel may fail to be positive semi-definite."""
     if kernel == "polynomial":
-        return params.get("coef0", 1) < 0 or params.get("degree", 3) % 1 != 0
+        return bool(params.get("coef0", 1) < 0 or params.get("degree", 3) % 1 != 0)
     return callable(kernel) or kernel == "precomputed"
 
 
