@@ -170,20 +170,23 @@ def read_labels(labels: Any) -> NDArray[Any]:
         raise UsageError(
             f"groups must hold one label per view, shape (n,), got shape {found.shape}"
         )
-    missing = [i for i, label in enumerate(found.tolist()) if _missing(label)]
-    if found.dtype.kind in "mM":
-        missing = np.flatnonzero(np.isnat(found)).tolist()
+    missing: list[int] = []
+    if found.dtype.kind in "fcmM":
+        missing = np.flatnonzero(found != found).tolist()
+    elif found.dtype.kind == "O":
+        missing = [i for i, label in enumerate(found.tolist()) if _missing(label)]
     if missing:
         raise UsageError(
             f"groups must say the input of every view, got none at row {missing[0]} "
             f"({found[missing[0]]!r}): give such a view a label or leave it out"
         )
-    try:
-        np.unique(found)
-    except TypeError as error:
-        raise UsageError(
-            "groups must hold labels of one kind, numbers or text, got a mixture"
-        ) from error
+    if found.dtype.kind == "O":
+        try:
+            np.unique(found)
+        except TypeError as error:
+            raise UsageError(
+                "groups must hold labels of one kind, numbers or text, got a mixture"
+            ) from error
     return found
 
 
