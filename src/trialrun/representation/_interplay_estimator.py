@@ -46,7 +46,7 @@ class _FitTransform:
     ) -> Any:
         """Fit, and return psi at every row of X, shape (n, n_components).
 
-        Takes what ``fit`` takes. With ``views`` the rows are the views, input by input, shape
+        Takes what ``fit`` takes; ``y`` is ignored. With ``views`` the rows are the views, input by input, shape
         (inputs * views, n_components); with ``augment``, psi is taken at X itself.
         """
         model: Any = self

@@ -132,7 +132,7 @@ SPECIMENS = (
             ("must have one basis", lambda: interplay_spectrum([0.5, 0.2], [1.0])),
             ("no negative eigenvalue", lambda: interplay_spectrum([0.5, 0.2], [1.0, -1.0])),
             ("must be symmetric", lambda: interplay_spectrum([[0, 1], [0, 0]], [1.0, 1.0])),
-            ("reg must be at least 0", lambda: interplay_spectrum([0.5], [1.0], reg=-1)),
+            ("reg must be a finite number", lambda: interplay_spectrum([0.5], [1.0], reg=-1)),
         ),
         invariances=(("a rotation of the basis does not matter", _turned),),
     ),
@@ -151,7 +151,7 @@ SPECIMENS = (
         inputs=_views,
         run=lambda loss, inputs: loss(**inputs),
         bad=(
-            ("beta must be at least 0", lambda: VCRegLoss(-1.0)),
+            ("beta must be a finite number of at least 0", lambda: VCRegLoss(-1.0)),
             ("cross must be one of", lambda: VCRegLoss(cross="both")),
             ("views of the same inputs", _unequal),
             ("at least 2 inputs", lambda: VCRegLoss()(torch.zeros(1, 2), torch.zeros(1, 2))),
