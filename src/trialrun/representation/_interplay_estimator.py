@@ -46,8 +46,8 @@ class _FitTransform:
     ) -> Any:
         """Fit, and return psi at every row of X, shape (n, n_components).
 
-        Takes what ``fit`` takes; ``y`` is ignored. With ``views`` the rows are the views, input by input, shape
-        (inputs * views, n_components); with ``augment``, psi is taken at X itself.
+        Takes what ``fit`` takes; ``y`` is ignored. With ``views`` the rows are the views, input by
+        input, shape (inputs * views, n_components); with ``augment``, psi is taken at X itself.
         """
         model: Any = self
         model.fit(X, y, views=views, groups=groups)
