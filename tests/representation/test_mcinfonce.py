@@ -1,0 +1,16 @@
+import pytest
+import torch
+
+from tests.naive.mcinfonce import naive_mcinfonce
+from trialrun.representation.mcinfonce import Mcinfonce
+
+
+@pytest.mark.parametrize("time", [1, 7, 63])
+def test_output_and_gradient_match_the_slow_twin(time):
+    block = Mcinfonce(channels=3).double()
+    x = torch.randn(2, time, 3, generator=torch.Generator().manual_seed(time), dtype=torch.float64)
+    fast, slow = block(x), naive_mcinfonce(x, block.gain)
+    torch.testing.assert_close(fast, slow)
+    (fast_grad,) = torch.autograd.grad(fast.square().sum(), block.gain)
+    (slow_grad,) = torch.autograd.grad(slow.square().sum(), block.gain)
+    torch.testing.assert_close(fast_grad, slow_grad)
