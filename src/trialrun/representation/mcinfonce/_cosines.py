@@ -1,0 +1,205 @@
+"""The cosine of a von Mises-Fisher draw with its mean: exact draws, gradient, distribution.
+
+The variable is y = (1 - cos) / 2, not the cosine: its density is proportional to
+y^(a-1) (1-y)^(a-1) exp(-2 kappa y) with a = (d-1)/2, and nothing cancels where cosines round to 1.
+
+Draws: rejection with wood1994's envelope (ulrich1984 corrected), rewritten in y, its symmetric beta
+proposals in closed form (one coordinate of a uniform point on a sphere), and only the draws that were
+refused are made again. In three dimensions the distribution function is inverted.
+
+Gradient: implicit (figurnov2018), dy/dkappa = -(dF/dkappa) / density. An accepted proposal has
+no unbiased pathwise gradient of its own, since whether it was accepted depends on kappa. Ours: the
+part -(2m/a) y (1-y), with m the mean of y, is exact both for kappa -> 0 and for kappa -> infinity;
+only what remains is integrated, by Gauss nodes made for a.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+from trialrun.representation.mcinfonce import _stack  # noqa: F401
+
+# isort: split
+import numpy as np
+import torch
+from torch import Tensor
+
+from trialrun.representation.mcinfonce._bessel import sphere_bessel
+
+_BISECTIONS = 80
+_LARGEST_JACOBI = 16.0
+_LEGENDRE = 48
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _uniform(shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def symmetric_beta(
+    shape: torch.Size, a: float | int, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Draw from Beta(a, a), a at least 1/2: (1 + t) / 2, t one coordinate of a uniform point."""
+    angle = torch.cos((2 * math.pi) * _uniform(shape, like, generator))
+    if a > 0.5:
+        # 1 - U lies in (0, 1], so that its log is finite.
+        log_u = torch.log1p(-_uniform(shape, like, generator))
+        angle = angle * torch.sqrt(-torch.expm1(log_u / (a - 0.5)))
+    return 0.5 * (1 + angle)
+
+
+def _accepted(
+    dim: int, kappa: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Make one proposal per kappa; return it with whether it is accepted."""
+    b = (dim - 1) / (2 * kappa + torch.sqrt(4 * kappa * kappa + (dim - 1) ** 2))
+    x = symmetric_beta(kappa.shape, 0.5 * (dim - 1), kappa, generator)
+    rest = 1 - (1 - b) * x
+    y = b * x / rest
+    bound = 2 * kappa * (b / (1 + b) - y) + (dim - 1) * torch.log((1 + b) / (2 * rest))
+    return y, bound >= torch.log1p(-_uniform(kappa.shape, kappa, generator))
+
+
+def draw_half_gap(dim: int, kappa: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw y = (1 - cos) / 2 for every finite kappa; no gradient."""
+    flat = kappa.detach().to(_wide(kappa)).reshape(-1)
+    if dim == 3:
+        u = _uniform(flat.shape, flat, generator)
+        scale = flat.clamp(min=1e-6)
+        y = -torch.log1p(u * torch.expm1(-2 * scale)) / (2 * scale)
+        return torch.where(flat > 1e-6, y, u).clamp(0.0, 1.0).reshape(kappa.shape)
+    y, accepted = _accepted(dim, flat, generator)
+    waiting = (~accepted).nonzero().squeeze(-1)
+    while waiting.numel():
+        again, accepted = _accepted(dim, flat[waiting], generator)
+        y[waiting[accepted]] = again[accepted]
+        waiting = waiting[~accepted]
+    return y.clamp(0.0, 1.0).reshape(kappa.shape)
+
+
+class _Node(NamedTuple):
+    """One place u in [0, 1] of an integral with u^power, its weight, and a log that goes with it."""
+
+    u: float
+    weight: float
+    log_weight: float
+
+
+@cache
+def _nodes(power: float) -> tuple[_Node, ...]:
+    """Return nodes for the integral over [0, 1] of u^power times a function.
+
+    Gauss-Jacobi (Golub and Welsch) for small powers. For large ones its far weights drown in
+    rounding, and the bulk is a bell of width 1 / sqrt(power) below u = 1: Gauss-Legendre on fifteen
+    such widths.
+    """
+    if power > _LARGEST_JACOBI:
+        places, weights = np.polynomial.legendre.leggauss(_LEGENDRE)
+        window = min(1.0, 15 / math.sqrt(power))
+        us = 1 - 0.5 * window * (1 - places)
+        made = zip(us.tolist(), (0.5 * window * weights).tolist(), (power * np.log(us)).tolist())
+        return tuple(_Node(*node) for node in made)
+    n = np.arange(12 + math.ceil(4 * math.sqrt(power + 1)), dtype=np.float64)
+    twice, k = 2 * n + power, n[1:]
+    diagonal = np.zeros_like(n)
+    if power:
+        diagonal[0] = power / (power + 2)
+        diagonal[1:] = power**2 / (twice[1:] * (twice[1:] + 2))
+    off = 4 * k**2 * (k + power) ** 2 / (twice[1:] ** 2 * (twice[1:] ** 2 - 1))
+    matrix = np.diag(diagonal) + np.diag(np.sqrt(off), 1) + np.diag(np.sqrt(off), -1)
+    places, vectors = np.linalg.eigh(matrix)
+    made = zip((0.5 * (1 + places)).tolist(), (vectors[0] ** 2 / (power + 1)).tolist())
+    return tuple(_Node(u, weight, 0.0) for u, weight in made)
+
+
+def _relative(a: float, near: Tensor, tilt: Tensor, node: _Node) -> Tensor:
+    """Return weight x density(u near) / density(near), without what the weight holds of it."""
+    gap = near * (1 - node.u)
+    exponent = (a - 1) * torch.log1p(gap / (1 - near)) + 2 * tilt * gap
+    return node.weight * torch.exp(exponent + node.log_weight)
+
+
+def half_gap_slope(dim: int, kappa: Tensor, y: Tensor) -> Tensor:
+    """Return (dy/dkappa) / (y (1-y)) along the draw's own quantile, in float64."""
+    a = 0.5 * (dim - 1)
+    found = sphere_bessel(dim, kappa)
+    x, mean = kappa.to(found.shortfall.dtype), 0.5 * found.shortfall
+    # What is left over is curve * t (t - zero) on [0, 1] under the density, and integrates to 0.
+    curve = 4 * x * mean / a
+    offset = curve - 2 + 4 * mean  # curve * zero
+    y = y.to(x.dtype)
+    mirrored = y > 0.5
+    near = torch.where(mirrored, 1 - y, y)
+    tilt = torch.where(mirrored, -x, x)
+    start, sign = mirrored.to(y.dtype), torch.where(mirrored, -1.0, 1.0).to(y.dtype)
+    total = torch.zeros_like(near)
+    for node in _nodes(a - 1):
+        t = torch.addcmul(start, sign * node.u, near)
+        total.addcmul_(t * (curve * t - offset), _relative(a, near, tilt, node))
+    # Each side integrates from its own end of [0, 1], the mirrored one against the sign.
+    return sign * total / (1 - near) - 2 * mean / a
+
+
+def half_gap_below(dim: int, kappa: Tensor, y: Tensor) -> Tensor:
+    """Return the probability that a draw of y = (1 - cos) / 2 is below ``y``, in float64."""
+    a = 0.5 * (dim - 1)
+    x, y = kappa.to(_wide(kappa)), y.to(_wide(kappa))
+    mirrored = y > 0.5
+    near = torch.where(mirrored, 1 - y, y)
+    tilt = torch.where(mirrored, -x, x)
+    total = torch.zeros_like(near)
+    for node in _nodes(a - 1):
+        total += _relative(a, near, tilt, node)
+    log_beta = 2 * math.lgamma(a) - math.lgamma(2 * a)
+    log_density = (
+        torch.xlogy(torch.full_like(near, a - 1), near)
+        + (a - 1) * torch.log1p(-near)
+        - 2 * x * y
+        - log_beta
+        - sphere_bessel(dim, kappa).log_mean
+    )
+    part = torch.where(near > 0, torch.exp(log_density + torch.log(near)) * total, 0.0)
+    return torch.where(mirrored, 1 - part, part).clamp(0.0, 1.0)
+
+
+def half_gap_quantile(dim: int, kappa: Tensor, probability: float) -> Tensor:
+    """Return the y below which a draw lies with the given probability, by bisection."""
+    x = kappa.to(_wide(kappa))
+    log_low = torch.full_like(x, math.log(1e-300 if x.dtype == torch.float64 else 1e-35))
+    log_high = torch.zeros_like(x)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (log_low + log_high)
+        under = half_gap_below(dim, x, torch.exp(middle)) < probability
+        log_low = torch.where(under, middle, log_low)
+        log_high = torch.where(under, log_high, middle)
+    return torch.exp(0.5 * (log_low + log_high))
+
+
+class _HalfGap(torch.autograd.Function):
+    """y and sqrt(y (1-y)) with their implicit gradient by kappa; both finite at y = 0 and 1."""
+
+    @staticmethod
+    def forward(ctx: Any, kappa: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        spread = torch.sqrt(y * (1 - y))
+        ctx.dim = dim
+        ctx.save_for_backward(kappa, y, spread)
+        return y.to(kappa.dtype), spread.to(kappa.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        kappa, y, spread = ctx.saved_tensors
+        slope = half_gap_slope(ctx.dim, kappa, y)
+        by_y, by_spread = (grad.to(slope.dtype) for grad in grads)
+        total = slope * (by_y * y * (1 - y) + by_spread * 0.5 * (1 - 2 * y) * spread)
+        return total.sum_to_size(kappa.shape).to(kappa.dtype), None, None
+
+
+def reparametrised(kappa: Tensor, y: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return y and sqrt(y (1-y)) in the dtype of kappa, whose shape ends that of y."""
+    return _HalfGap.apply(kappa, y, dim)
