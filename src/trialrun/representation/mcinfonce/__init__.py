@@ -7,7 +7,8 @@ shi2019pfe from memory.
 Ours, not theirs: Bessel functions in log space for any dimension and concentration (theirs is a
 polynomial fit); draws whose gradient by kappa is exact (theirs goes through an accepted proposal,
 which is biased); refused draws alone are drawn again (theirs draws whole batches again where a
-number failed); credible sets by the exact quantile (theirs by 10,000 draws); several rolled negatives.
+number failed); credible sets by the exact quantile (theirs by 10,000 draws); several rolled
+negatives; ``average="kernel"``.
 
 What differs: `HIBLoss` follows its own paper's distance form with learned slope and offset, and
 `ELKLoss` rolls posteriors, not similarities. `VMFWorld` makes latents uniform, as the theory

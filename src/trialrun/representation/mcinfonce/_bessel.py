@@ -6,9 +6,10 @@ large cancels in high dimensions, and kappa = 0 is no special case. In Bessel fu
 M = Gamma(nu + 1) (2 / kappa)^nu I_nu(kappa) with nu = d/2 - 1.
 
 Method (ours; the pieces are textbook: Olver's uniform expansion, DLMF 10.41, and the recurrence
-of ratios in its stable direction): orders below 36 are raised to 36 or more, where ten terms of the
-uniform expansion are exact to rounding for *every* kappa, and the ratios are then taken down again
-one order at a time. One fixed, short, branch-free computation serves kappa from 0 to beyond 1e6.
+of ratios in its stable direction): orders below 24 are raised to 24 or more, where fourteen terms
+of the uniform expansion are exact to rounding for *every* kappa, and the ratios are then taken down
+again one order at a time. One fixed, short, branch-free computation serves kappa from 0 to beyond
+1e6.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from trialrun.representation.mcinfonce import _stack  # noqa: F401
 import torch
 from torch import Tensor
 
-_ORDER = 36
-_TERMS = 10
+_ORDER = 24
+_TERMS = 14
 _Poly = list[Fraction]
 
 
@@ -72,9 +73,7 @@ def _polynomials() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ..
     for _ in range(_TERMS):
         last = u[-1]
         derivative = [i * c for i, c in enumerate(last)][1:] or [Fraction(0)]
-        slopes.append(
-            _plus([c / 2 for c in last], _times([Fraction(0), Fraction(1)], derivative))
-        )
+        slopes.append(_plus([c / 2 for c in last], _times([Fraction(0), Fraction(1)], derivative)))
         half = [Fraction(0), Fraction(0), Fraction(1, 2), Fraction(0), Fraction(-1, 2)]
         inner = _times([Fraction(1), Fraction(0), Fraction(-5)], last)
         integral = [Fraction(0)] + [c / (8 * (i + 1)) for i, c in enumerate(inner)]
@@ -82,31 +81,34 @@ def _polynomials() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ..
     return tuple(tuple(map(float, p)) for p in u), tuple(tuple(map(float, p)) for p in slopes)
 
 
-def _sum(polynomials: Any, p: Any, order: float, first: int) -> Any:
-    """Return the sum over k of polynomial_k(p) / order^(first + k), one Horner pass in p."""
-    size = max(map(len, polynomials))
-    merged = [0.0] * size
-    for k, polynomial in enumerate(polynomials):
-        for i, c in enumerate(polynomial):
-            merged[i] += c / order ** (first + k)
-    out = p * 0 + merged[-1]
-    for c in reversed(merged[:-1]):
-        out = out * p + c
-    return out
+@cache
+def _merged(order: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return sum u_k / order^k and the sum of slopes / order^k, as coefficients of powers of p."""
+    u, slopes = _polynomials()
+    merged = []
+    for polynomials, first in ((u, 0), (slopes, 1)):
+        row = [0.0] * len(u[-1])
+        for k, polynomial in enumerate(polynomials):
+            for i, c in enumerate(polynomial):
+                row[i] += c / order ** (first + k)
+        merged.append(tuple(row))
+    return merged[0], merged[1]
 
 
 def _high_order(order: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log M - x, the ratio I_{order+1} / I_order and 1 minus it, by uniform expansion."""
-    u, slopes = _polynomials()
+    coefficients = _merged(order)
     z = x / order
     s = torch.sqrt(1 + z * z)
     p = 1 / s
-    series = _sum(u, p, order, 0)
-    bend = _sum(slopes, p, order, 1) / series
+    powers = p[..., None] ** torch.arange(len(coefficients[0]), dtype=x.dtype, device=x.device)
+    both = powers @ torch.tensor(coefficients, dtype=x.dtype, device=x.device).T
+    series = both[..., 0]
+    bend = both[..., 1] / series
     log_mean = (
         order * (1 / (s + z) - 1 - torch.log1p(0.5 * z * (z / (1 + s))))
         - 0.5 * torch.log(s)
-        + torch.log(series / _sum(u, 1.0, order, 0))
+        + torch.log(series / math.fsum(coefficients[0]))
     )
     ratio = z * (1 / (1 + s) - p * p * bend)
     shortfall = (1 + 1 / (s + z)) / (1 + s) + z * p * p * bend
@@ -132,20 +134,21 @@ def sphere_bessel(dim: int, kappa: Tensor) -> SphereBessel:
     log_mean, ratio, shortfall = _high_order(nu + raised, x)
     turn = max(1.0, nu)  # below it the ratio is the accurate one, above it the shortfall
     safe = x.clamp(min=turn)
+    product, scale = torch.ones_like(x), 0.0
     for step in range(raised, 0, -1):
         twice = 2 * (nu + step)
-        log_mean = log_mean + torch.log1p(x * ratio / twice)
-        ratio = x / (twice + x * ratio)
-        over = twice / safe
-        shortfall = (over - shortfall) / (over + 1 - shortfall)
+        factor = torch.addcmul(torch.full_like(x, twice), x, ratio)
+        product, scale = product * factor, scale + math.log(twice)
+        ratio = x / factor
+        lead = twice / safe - shortfall
+        shortfall = lead / (1 + lead)
+    log_mean = log_mean + (torch.log(product) - scale)
     large = x >= turn
     shortfall = torch.where(large, shortfall, 1 - ratio)
     ratio = torch.where(large, 1 - shortfall, ratio)
     # Riccati's equation; ratio / x from x = 0 on, by the power series' first two terms.
     below = x < 1e-3
-    per_x = torch.where(
-        below, 1 / dim - x * x / (dim * dim * (dim + 2)), ratio / x.clamp(min=1e-3)
-    )
+    per_x = torch.where(below, 1 / dim - x * x / (dim * dim * (dim + 2)), ratio / x.clamp(min=1e-3))
     slope = shortfall * (2 - shortfall) - (dim - 1) * per_x
     return SphereBessel(log_mean, ratio, shortfall, slope.clamp(min=0.0))
 

@@ -57,8 +57,8 @@ def credible_retrieval(
     """Return the gallery items in each query's credible set (kirchhof2023mcinfonce).
 
     The set is the cap around mu that holds the query's latent with probability 1 - alpha, as far
-    as the posterior is right. Its size is computed exactly from the distribution function; the paper
-    takes a quantile of 10,000 draws.
+    as the posterior is right. Its size is computed exactly from the distribution function; the
+    paper takes a quantile of 10,000 draws.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from trialrun.representation.mcinfonce import _stack  # noqa: F401
@@ -33,7 +34,7 @@ def _linear(inputs: int, outputs: int, std: float, generator: torch.Generator) -
 def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     gain = math.sqrt(2 / (1 + _SLOPE**2))
     layers: list[nn.Module] = []
-    for place, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+    for place, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = place == len(sizes) - 2
         std = (1.0 if last else gain) / math.sqrt(inputs)
         layers.append(_linear(inputs, outputs, std, generator))
@@ -100,8 +101,8 @@ class VMFEncoder(nn.Module):
     dim : int, at least 2
         Coordinates of the latent space.
     head : ``"norm"`` or ``"mlps"``
-        One linear layer whose direction is mu and whose length is kappa; or two networks, for mu and
-        for kappa, which can be trained in two phases.
+        One linear layer whose direction is mu and whose length is kappa; or two networks, for mu
+        and for kappa, which can be trained in two phases.
     width : int or None
         Features that the backbone returns; None asks its ``num_features`` (timm).
     kappa : float or (low, high)
@@ -143,12 +144,16 @@ class VMFEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Module):
-            raise ValueError(f"backbone must be an nn.Module, got {type(backbone).__name__}")
+            raise ValueError(  # noqa: TRY004 - one kind of error for all settings
+                f"backbone must be an nn.Module, got {type(backbone).__name__}"
+            )
         if head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         self.width = _width(backbone, width)
         self.dim = whole("dim", dim, low=2)
-        self.example_dims = None if example_dims is None else whole("example_dims", example_dims, low=1)
+        self.example_dims = (
+            None if example_dims is None else whole("example_dims", example_dims, low=1)
+        )
         low, high = _range(kappa)
         self.backbone = backbone
         if head == "norm":
@@ -194,7 +199,9 @@ class VMFEncoder(nn.Module):
         Only two networks can be trained apart: first mu, then kappa.
         """
         if not isinstance(self.head, _TwoMLPs):
-            raise ValueError("parameters_of needs head='mlps': one linear layer gives mu and kappa")
+            raise ValueError(  # noqa: TRY004 - a setting is wrong, not a type
+                "parameters_of needs head='mlps': one linear layer gives both mu and kappa"
+            )
         if part not in ("mu", "kappa"):
             raise ValueError(f"part must be mu or kappa, got {part!r}")
         own = list(getattr(self.head, part).parameters())
@@ -204,7 +211,7 @@ class VMFEncoder(nn.Module):
 def _width(backbone: nn.Module, width: int | None) -> int:
     found = getattr(backbone, "num_features", None) if width is None else width
     if not isinstance(found, int):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - a setting is missing, not a type
             f"width must be given: {type(backbone).__name__} does not say num_features"
         )
     return whole("width", found, low=1)

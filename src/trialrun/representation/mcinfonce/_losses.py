@@ -15,6 +15,8 @@ from trialrun.representation.mcinfonce._bessel import log_mean_exp
 from trialrun.representation.mcinfonce._draws import Drawing, check_posteriors, positive, whole
 from trialrun.representation.mcinfonce._vmf import VonMisesFisher
 
+AVERAGES = ("probability", "kernel")
+
 
 def _log_mean(values: Tensor, dim: int) -> Tensor:
     return torch.logsumexp(values, dim=dim) - math.log(values.shape[dim])
@@ -32,6 +34,11 @@ class MCInfoNCELoss(Drawing):
     reference, positive and negatives together. With the mean over negatives, their number does not
     shift the value. In log space throughout. With point posteriors (kappa = inf) it is InfoNCE.
 
+    What is averaged over draws is the probability of being the positive. That is right where pairs
+    are candidates from the marginal, labelled afterwards by a sigmoid. Where positives are drawn
+    around their reference, Bayes' rule wants kernels averaged first: ``average="kernel"`` (ours) is
+    -mean_b log K+ / (K+ + K-), K+ = mean_s e^{k r.p} and K- = mean_{s,m} e^{k r.n_m}.
+
     Parameters
     ----------
     kappa : float, above 0
@@ -42,6 +49,8 @@ class MCInfoNCELoss(Drawing):
     rolled : int, at least 1
         Negatives per row when ``neg`` is None: the positives of this many other rows. 1 is the
         published form.
+    average : ``"probability"`` or ``"kernel"``
+        What is averaged over draws; ``"probability"`` is the paper's.
     learnable : bool
         Whether k is a parameter (in log space).
     seed : int
@@ -67,10 +76,14 @@ class MCInfoNCELoss(Drawing):
         n_samples: int = 16,
         *,
         rolled: int = 1,
+        average: str = "probability",
         learnable: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(n_samples, rolled, seed)
+        if average not in AVERAGES:
+            raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
+        self.average = average
         log_kappa = torch.tensor(math.log(positive("kappa", kappa)))
         if learnable:
             self.log_kappa = nn.Parameter(log_kappa)
@@ -92,7 +105,10 @@ class MCInfoNCELoss(Drawing):
         near, far = self._cosines(ref, pos, neg)
         kappa = self.log_kappa.to(near.dtype).exp()
         # Both lose k, which cancels, so that logits stay small next to k.
-        return -_log_mean(_contrast(kappa * (near - 1), kappa * (far - 1)), 0).mean()
+        near, far = kappa * (near - 1), kappa * (far - 1)
+        if self.average == "kernel":
+            return -_contrast(_log_mean(near, 0), _log_mean(far, 0)).mean()
+        return -_log_mean(_contrast(near, far), 0).mean()
 
 
 class HIBLoss(Drawing):

@@ -70,8 +70,8 @@ class VonMisesFisher(Distribution):
     Raises
     ------
     ValueError
-        If mu or kappa have another shape, mu a row of zeros or a number that is not finite, or kappa
-        is negative or not a number.
+        If mu or kappa have another shape, mu a row of zeros or a number that is not finite, or
+        kappa is negative or not a number.
 
     Examples
     --------
@@ -260,9 +260,7 @@ class VonMisesFisher(Distribution):
         return f"VonMisesFisher(batch {tuple(self.batch_shape)}, dim {self.dim})"
 
 
-def _around(
-    shape: torch.Size, dim: int, like: Tensor, generator: torch.Generator | None
-) -> Tensor:
+def _around(shape: torch.Size, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw uniform unit vectors of dim - 1 coordinates; a sign where that is one."""
     normal = torch.randn(
         (*shape, dim - 1), generator=generator, dtype=like.dtype, device=like.device

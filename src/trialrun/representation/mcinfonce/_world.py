@@ -2,8 +2,8 @@
 
 Latents z are uniform on the sphere. An input shows a direction m and a level v: m is drawn around z
 with the concentration that belongs to v, so that by Bayes' rule, with uniform latents, the
-posterior of z given the input is exactly that law around m. A fixed random network, injective, hides
-(m, v) in ``x_dim`` numbers.
+posterior of z given the input is exactly that law around m. A fixed random network, injective,
+hides (m, v) in ``x_dim`` numbers.
 
 Ours, not theirs: the published generator draws inputs first and lets a random network name their
 posteriors; its latents are then not uniform, which the theory assumes. What is kept is what it does
@@ -96,7 +96,9 @@ def _turned(center: Tensor, angle: Tensor, generator: torch.Generator) -> Tensor
     """Return points at the given angles from ``center`` (..., dim), otherwise uniform."""
     n = torch.randn(center.shape, generator=generator, dtype=torch.float64)
     n = n - (n * center).sum(-1, keepdim=True) * center
-    return torch.cos(angle)[..., None] * center + torch.sin(angle)[..., None] * F.normalize(n, dim=-1)
+    return torch.cos(angle)[..., None] * center + torch.sin(angle)[..., None] * F.normalize(
+        n, dim=-1
+    )
 
 
 class VMFWorld:
@@ -252,7 +254,9 @@ class VMFWorld:
         level = torch.rand(n, generator=generator, dtype=torch.float64)
         kappa = self._kappa(level)
         shape = (n, whole("draws", draws, low=1), self.dim)
-        latents = self.around(mean[:, None].expand(shape), kappa[:, None].expand(shape[:2]), generator)
+        latents = self.around(
+            mean[:, None].expand(shape), kappa[:, None].expand(shape[:2]), generator
+        )
         return Inputs(self._shown(mean, level), VonMisesFisher(mean, kappa), latents)
 
 
