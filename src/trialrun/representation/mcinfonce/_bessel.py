@@ -106,7 +106,7 @@ def _high_order(order: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     series = both[..., 0]
     bend = both[..., 1] / series
     log_mean = (
-        order * (1 / (s + z) - 1 - torch.log1p(0.5 * z * (z / (1 + s))))
+        -order * (z * (1 + z / (1 + s)) / (s + z) + torch.log1p(0.5 * z * (z / (1 + s))))
         - 0.5 * torch.log(s)
         + torch.log(series / math.fsum(coefficients[0]))
     )
@@ -134,15 +134,15 @@ def sphere_bessel(dim: int, kappa: Tensor) -> SphereBessel:
     log_mean, ratio, shortfall = _high_order(nu + raised, x)
     turn = max(1.0, nu)  # below it the ratio is the accurate one, above it the shortfall
     safe = x.clamp(min=turn)
-    product, scale = torch.ones_like(x), 0.0
+    product = torch.ones_like(x)
     for step in range(raised, 0, -1):
         twice = 2 * (nu + step)
         factor = torch.addcmul(torch.full_like(x, twice), x, ratio)
-        product, scale = product * factor, scale + math.log(twice)
+        product = product * (factor / twice)
         ratio = x / factor
         lead = twice / safe - shortfall
         shortfall = lead / (1 + lead)
-    log_mean = log_mean + (torch.log(product) - scale)
+    log_mean = log_mean + torch.log(product)
     large = x >= turn
     shortfall = torch.where(large, shortfall, 1 - ratio)
     ratio = torch.where(large, 1 - shortfall, ratio)

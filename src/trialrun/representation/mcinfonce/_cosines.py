@@ -28,7 +28,7 @@ from torch import Tensor
 
 from trialrun.representation.mcinfonce._bessel import sphere_bessel
 
-_BISECTIONS = 80
+_BISECTIONS = 64
 _LARGEST_JACOBI = 16.0
 _LEGENDRE = 48
 _BLOCK = 2048
