@@ -121,7 +121,7 @@ def _run(
     for step in range(size.steps):
         if warm:
             share = min(1.0, step / (WARM_UP * size.steps))
-            loss.log_kappa.fill_(share * math.log(KAPPA_POS))  # type: ignore[operator, union-attr]
+            loss.log_kappa.fill_(share * math.log(KAPPA_POS))  # type: ignore[operator]
         pairs = next(stream)
         pairs = _shuffled(pairs, split(seed, part), step) if shuffled else pairs
         ref, pos = encoder(pairs.ref), encoder(pairs.pos)

@@ -66,6 +66,9 @@ class _NormHead(nn.Module):
 class _TwoMLPs(nn.Module):
     """Two networks of the same features: mu, and kappa = exp(a softplus(net) + c)."""
 
+    a: Tensor
+    c: Tensor
+
     def __init__(
         self, width: int, dim: int, low: float, high: float, hidden: Sequence[int], seed: int
     ) -> None:
