@@ -222,13 +222,20 @@ class VonMisesFisher(Distribution):
         still = torch.isinf(self.kappa)
         w = torch.where(still, torch.ones_like(gap), 1 - 2 * gap)
         s = torch.where(still, torch.zeros_like(gap), 2 * spread)
-        around = _around(shape, self.dim, self.mu, generator)
-        first, rest = self.mu[..., :1], self.mu[..., 1:]
+        normal, norm = _around(shape, self.dim, self.mu, generator)
+        first, rest = self.mu[..., 0], self.mu[..., 1:]
         sign = torch.where(first < 0, -1.0, 1.0).to(first.dtype)
-        along = (rest * around).sum(-1, keepdim=True)
-        turned = sign * (rest * (along / (1 + first.abs())) - around)
-        tangent = torch.cat([along.expand(*shape, 1), turned], dim=-1)
-        return w[..., None] * self.mu + s[..., None] * tangent
+        along = (rest * normal).sum(-1)
+        s = s / norm
+        turned = sign * s
+        stretch = w + turned * along / (1 + first.abs())
+        return torch.cat(
+            [
+                (w * first + s * along)[..., None],
+                torch.addcmul(stretch[..., None] * rest, turned[..., None], normal, value=-1),
+            ],
+            dim=-1,
+        )
 
     def sample(
         self, sample_shape: _Shape = (), *, generator: torch.Generator | None = None
@@ -260,15 +267,17 @@ class VonMisesFisher(Distribution):
         return f"VonMisesFisher(batch {tuple(self.batch_shape)}, dim {self.dim})"
 
 
-def _around(shape: torch.Size, dim: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw uniform unit vectors of dim - 1 coordinates; a sign where that is one."""
+def _around(
+    shape: torch.Size, dim: int, like: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Draw vectors of dim - 1 coordinates, uniform in direction, with their lengths."""
     normal = torch.randn(
         (*shape, dim - 1), generator=generator, dtype=like.dtype, device=like.device
     )
     if dim == 2:
-        return torch.where(normal < 0, -1.0, 1.0).to(normal.dtype)
-    norm = normal.norm(dim=-1, keepdim=True)
-    return normal / norm.clamp(min=torch.finfo(normal.dtype).tiny)
+        normal = torch.where(normal < 0, -1.0, 1.0).to(normal.dtype)
+        return normal, normal[..., 0].abs()
+    return normal, normal.norm(dim=-1).clamp(min=torch.finfo(normal.dtype).tiny)
 
 
 @register_kl(VonMisesFisher, VonMisesFisher)
