@@ -73,7 +73,8 @@ class Drawing(nn.Module):
     """A loss that draws from posteriors, with randomness of its own.
 
     In training every call goes on along one stream; in eval mode every call starts the same one
-    anew, so that two values can be compared. The stream's place is not part of the state.
+    anew, so that two values can be compared. The seed is part of the state, the stream's place
+    is not.
     """
 
     def __init__(self, n_samples: int, rolled: int, seed: int) -> None:
@@ -90,6 +91,20 @@ class Drawing(nn.Module):
         if key not in self._streams:
             self._streams[key] = torch.Generator(device).manual_seed(split(self.seed, "train"))
         return self._streams[key]
+
+    def get_extra_state(self) -> Tensor:
+        """Return the seed, so that a loaded loss draws what the saved one drew."""
+        return torch.tensor(self.seed)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a saved seed, and start its stream anew.
+
+        Parameters
+        ----------
+        state : Tensor ()
+            What `get_extra_state` returned.
+        """
+        self.seed, self._streams = int(state), {}
 
     def _cosines(
         self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None

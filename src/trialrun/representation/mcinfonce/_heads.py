@@ -167,7 +167,13 @@ class VMFEncoder(nn.Module):
             self.head = _TwoMLPs(self.width, dim, low, high, widths, seed)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the backbone's features (..., width) of examples ``x``."""
+        """Return the backbone's features (..., width).
+
+        Parameters
+        ----------
+        x : Tensor (batch, ..., example)
+            Examples; with ``example_dims``, under any number of leading axes.
+        """
         if self.example_dims is None:
             found, lead = self.backbone(x), tuple(x.shape[:1])
         else:
@@ -187,11 +193,23 @@ class VMFEncoder(nn.Module):
         return found.reshape(*lead, self.width)
 
     def forward(self, x: Tensor) -> VonMisesFisher:
-        """Return one posterior per example of ``x`` (batch, ..., example)."""
+        """Return one posterior per example.
+
+        Parameters
+        ----------
+        x : Tensor (batch, ..., example)
+            Examples; with ``example_dims``, under any number of leading axes.
+        """
         return self.head(self.features(x))
 
     def calibrate(self, x: Tensor) -> VMFEncoder:
-        """Set the head so that the concentrations of ``x`` start where ``kappa`` said."""
+        """Set the head so that concentrations start where ``kappa`` said.
+
+        Parameters
+        ----------
+        x : Tensor (batch, ..., example)
+            Examples typical of those to come.
+        """
         with torch.no_grad():
             self.head.calibrate(self.features(x).reshape(-1, self.width))
         return self
@@ -200,6 +218,10 @@ class VMFEncoder(nn.Module):
         """Return the parameters of ``"mu"`` (with the backbone's) or of ``"kappa"`` alone.
 
         Only two networks can be trained apart: first mu, then kappa.
+
+        Parameters
+        ----------
+        part : ``"mu"`` or ``"kappa"``
         """
         if not isinstance(self.head, _TwoMLPs):
             raise ValueError(  # noqa: TRY004 - a setting is wrong, not a type

@@ -162,7 +162,14 @@ class HIBLoss(Drawing):
     def forward(
         self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None = None
     ) -> Tensor:
-        """Return the loss in nats per row; arguments as for `MCInfoNCELoss`."""
+        """Return the loss in nats per row.
+
+        Parameters
+        ----------
+        ref, pos : VonMisesFisher of batch shape (batch,); pos may be (batch, 1)
+        neg : VonMisesFisher of batch shape (batch, negatives), or None
+            None takes the positives of other rows.
+        """
         ref, pos = check_posteriors(ref, pos, neg, self.rolled)
         near, far = (self._logit(cosine) for cosine in self._cosines(ref, pos, neg))
         match = -_log_mean(F.logsigmoid(near), 0).mean()
@@ -213,7 +220,14 @@ class ELKLoss(nn.Module):
     def forward(
         self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None = None
     ) -> Tensor:
-        """Return the loss in nats per row; arguments as for `MCInfoNCELoss`."""
+        """Return the loss in nats per row.
+
+        Parameters
+        ----------
+        ref, pos : VonMisesFisher of batch shape (batch,); pos may be (batch, 1)
+        neg : VonMisesFisher of batch shape (batch, negatives), or None
+            None takes the positives of other rows.
+        """
         ref, pos = check_posteriors(ref, pos, neg, self.rolled)
         near = log_likelihood_kernel(ref, pos)
         if neg is not None:

@@ -120,7 +120,15 @@ class VonMisesFisher(Distribution):
         return self.event_shape[0]
 
     def expand(self, batch_shape: _Shape, _instance: Any = None) -> VonMisesFisher:
-        """Return the distribution with its batch expanded."""
+        """Return the distribution with its batch expanded.
+
+        Parameters
+        ----------
+        batch_shape : shape
+            What the batch becomes; the present one must broadcast to it.
+        _instance : None
+            Torch's own argument for subclasses; not used.
+        """
         shape = torch.Size(batch_shape)
         return VonMisesFisher(
             self.mu.expand(*shape, self.dim), self.kappa.expand(shape), validate_args=False
@@ -174,9 +182,12 @@ class VonMisesFisher(Distribution):
         return across[..., None] + along[..., None] * self.mu**2
 
     def log_prob(self, value: Float[Tensor, "... dim"]) -> Tensor:
-        """Return the log-density at unit vectors ``value`` (..., dim), in nats.
+        """Return the log-density in nats; for kappa = inf, plus infinity at mu and minus elsewhere.
 
-        For kappa = inf it is plus infinity at mu and minus infinity elsewhere.
+        Parameters
+        ----------
+        value : Tensor (..., dim)
+            Unit vectors.
         """
         if value.shape[-1:] != self.event_shape:
             raise ValueError(
@@ -240,12 +251,26 @@ class VonMisesFisher(Distribution):
     def sample(
         self, sample_shape: _Shape = (), *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draw as `rsample` does, without a graph."""
+        """Draw as `rsample` does, without a graph.
+
+        Parameters
+        ----------
+        sample_shape : shape, default=()
+            Draws per row, in front of the batch axes.
+        generator : torch.Generator or None
+            Where the randomness comes from.
+        """
         with torch.no_grad():
             return self.rsample(sample_shape, generator=generator)
 
     def cosine_cdf(self, cosine: Tensor) -> Tensor:
-        """Return the probability that a draw's cosine with mu is at most ``cosine`` (...)."""
+        """Return the probability that a draw's cosine with mu is at most the one given.
+
+        Parameters
+        ----------
+        cosine : Tensor (...)
+            Cosines from -1 to 1.
+        """
         y = (0.5 * (1 - cosine)).clamp(0.0, 1.0)
         found = 1 - half_gap_below(self.dim, self._finite().detach(), y.detach())
         point = (cosine >= 1).to(found.dtype)
@@ -254,8 +279,12 @@ class VonMisesFisher(Distribution):
     def gap_quantile(self, probability: float) -> Tensor:
         """Return the least g such that 1 - cos(mu, z) is at most g with this probability.
 
-        Exact up to rounding (no sampling), for one probability in (0, 1). The gap is returned and
-        not the cosine, because it keeps its digits where cosines round to 1.
+        Exact up to rounding, without sampling. The gap is returned and not the cosine, because it
+        keeps its digits where cosines round to 1.
+
+        Parameters
+        ----------
+        probability : float in (0, 1)
         """
         if not 0 < probability < 1:
             raise ValueError(f"probability must be between 0 and 1, got {probability!r}")

@@ -200,7 +200,15 @@ class VMFWorld:
         return (table.cdf.diff(dim=-1) * torch.cos(middle)).sum(-1), table
 
     def around(self, center: Tensor, kappa: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one point around each center (..., dim) by the world's own law."""
+        """Draw one point around each center by the world's own law.
+
+        Parameters
+        ----------
+        center : Tensor (..., dim)
+        kappa : Tensor (...)
+            Concentrations; another law's is matched to it by its mean cosine.
+        generator : torch.Generator
+        """
         if self._law is None:
             return VonMisesFisher(center, kappa, validate_args=False).sample(generator=generator)
         cosines, table = self._law
@@ -225,14 +233,30 @@ class VMFWorld:
         return F.normalize(raw, dim=-1)
 
     def positive_latents(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a positive latent for every z (..., dim)."""
+        """Draw a positive latent for every latent.
+
+        Parameters
+        ----------
+        z : Tensor (..., dim)
+            Latents.
+        generator : torch.Generator
+        """
         if self.positives == "vmf":
             kappa = torch.full(z.shape[:-1], self.kappa_pos, dtype=torch.float64)
             return VonMisesFisher(z, kappa, validate_args=False).sample(generator=generator)
         return _turned(z, self._near.draw(tuple(z.shape[:-1]), generator), generator)
 
     def negative_latents(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Draw negatives (..., count, dim): from the marginal, or with the complement."""
+        """Draw negatives (..., count, dim): from the marginal, or with the complement.
+
+        Parameters
+        ----------
+        z : Tensor (..., dim)
+            Latents.
+        count : int
+            Negatives per latent.
+        generator : torch.Generator
+        """
         shape = (*z.shape[:-1], count)
         if self.positives == "vmf":
             return self._uniform(shape, generator)
@@ -240,7 +264,17 @@ class VMFWorld:
         return _turned(many, self._far.draw(shape, generator), generator)
 
     def pairs(self, batch: int, negatives: int = 1, *, seed: int) -> Pairs:
-        """Generate inputs with a positive and ``negatives`` negatives each, float32."""
+        """Generate inputs with a positive and some negatives each, float32.
+
+        Parameters
+        ----------
+        batch : int, at least 1
+            Rows.
+        negatives : int, at least 0
+            Negatives per row.
+        seed : int
+            Seed of these pairs.
+        """
         generator = torch.Generator().manual_seed(split(self._seed(seed), "pairs"))
         z = self._uniform((whole("batch", batch, low=1),), generator)
         near = self.positive_latents(z, generator)
@@ -248,7 +282,17 @@ class VMFWorld:
         return Pairs(*(self._observed(latent, generator) for latent in (z, near, far)))
 
     def inputs(self, n: int, draws: int = 1, *, seed: int) -> Inputs:
-        """Generate inputs with their true posteriors and draws from these."""
+        """Generate inputs with their true posteriors and draws from these.
+
+        Parameters
+        ----------
+        n : int, at least 1
+            Inputs.
+        draws : int, at least 1
+            Latents per input from its true posterior.
+        seed : int
+            Seed of these inputs.
+        """
         generator = torch.Generator().manual_seed(split(self._seed(seed), "inputs"))
         mean = self._uniform((whole("n", n, low=1),), generator)
         level = torch.rand(n, generator=generator, dtype=torch.float64)
