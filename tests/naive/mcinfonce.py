@@ -64,6 +64,20 @@ def naive_mcinfonce(r, p, n, kappa):
     return loss
 
 
+def naive_kernel(r, p, n, kappa):
+    """The same with kernels averaged over draws first, and negatives summed."""
+    S, B, _ = r.shape
+    loss = 0.0
+    for b in range(B):
+        near = far = 0.0
+        for s in range(S):
+            near = near + torch.exp(kappa * (r[s, b] * p[s, b]).sum()) / S
+            for m in range(n.shape[2]):
+                far = far + torch.exp(kappa * (r[s, b] * n[s, b, m]).sum()) / S
+        loss = loss - torch.log(near / (near + far)) / B
+    return loss
+
+
 def naive_hib(r, p, n, a, b0):
     S, B, _ = r.shape
     loss = 0.0

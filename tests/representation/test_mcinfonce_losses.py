@@ -1,6 +1,8 @@
 """Losses, heads, credible sets and the world: parity with the slow twin, edges, bad input."""
 
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +21,11 @@ from trialrun.representation.mcinfonce import (
     credible_coverage,
     credible_retrieval,
     log_likelihood_kernel,
+    procrustes,
 )
+
+
+KERNEL = partial(MCInfoNCELoss, average="kernel")
 
 
 def posteriors(size, negatives, dim=4, seed=0):
@@ -43,7 +49,7 @@ def draws_of(loss, ref, pos, neg):
 
 
 @pytest.mark.parametrize(("size", "negatives"), [(1, 1), (7, 3), (3, 63)])
-@pytest.mark.parametrize("make", [MCInfoNCELoss, HIBLoss])
+@pytest.mark.parametrize("make", [MCInfoNCELoss, KERNEL, HIBLoss])
 def test_losses_and_gradients_match_the_slow_twin(size, negatives, make):
     made = posteriors(size, negatives)
     loss = make(n_samples=5, seed=3).double().eval()
@@ -53,6 +59,8 @@ def test_losses_and_gradients_match_the_slow_twin(size, negatives, make):
     draws = draws_of(loss, *build(made))
     if make is MCInfoNCELoss:
         slow = naive.naive_mcinfonce(*draws, 16.0)
+    elif make is KERNEL:
+        slow = naive.naive_kernel(*draws, 16.0)
     else:
         slow = naive.naive_hib(*draws, 2.0, 1.0)
     torch.testing.assert_close(fast, slow, rtol=1e-6, atol=1e-7)
@@ -100,13 +108,14 @@ def test_the_likelihood_kernel_matches_the_slow_twin_and_does_not_cancel(kappas)
         assert found == pytest.approx(flat, abs=1e-3)
 
 
-def test_with_points_the_loss_is_infonce_and_both_averages_agree():
+def test_with_points_the_loss_is_infonce_with_the_mean_or_the_sum_of_negatives():
     made = posteriors(5, 4)
     ref, pos, neg = (VonMisesFisher(mu.detach(), math.inf) for mu, _ in made)
     near = 16 * (ref.mu * pos.mu).sum(-1)
     far = 16 * (neg.mu @ ref.mu[..., None]).squeeze(-1)
-    exact = -(near.exp() / (near.exp() + far.exp().mean(-1))).log().mean()
-    for average in ("probability", "kernel"):
+    near, far = near.exp(), far.exp()
+    for average, total in (("probability", far.mean(-1)), ("kernel", far.sum(-1))):
+        exact = -(near / (near + total)).log().mean()
         loss = MCInfoNCELoss(16.0, 2, average=average).double()
         torch.testing.assert_close(loss(ref, pos, neg), exact, rtol=1e-6, atol=1e-8)
 
@@ -269,3 +278,116 @@ def test_the_input_hides_no_two_things_in_one_place():
     found = world.inputs(400, seed=0)
     apart = torch.cdist(found.x, found.x) + 10 * torch.eye(400)
     assert float(apart.min()) > 1e-3
+
+
+def test_the_kernel_form_is_lowest_at_the_truth_with_several_negatives():
+    # Positives drawn around their reference; with a mean over negatives 0.6 would beat 1.
+    random, kappa = torch.Generator().manual_seed(0), 20.0
+    world = VMFWorld(4, kappa=(kappa, kappa), kappa_pos=kappa)
+    z = world._uniform((1500,), random)
+    latents = (z, world.positive_latents(z, random), world.negative_latents(z, 8, random))
+    shown = [
+        world.around(latent, torch.full(latent.shape[:-1], kappa, dtype=torch.float64), random)
+        for latent in latents
+    ]
+    loss = MCInfoNCELoss(kappa, 48, average="kernel", seed=1).eval()
+    with torch.no_grad():
+        low, true, high = (
+            float(loss(*(VonMisesFisher(mu.float(), share * kappa) for mu in shown)))
+            for share in (0.6, 1.0, 1.7)
+        )
+    assert true < low
+    assert true < high
+
+
+def test_the_likelihood_kernel_of_many_rolls_is_that_of_each():
+    ref, pos, _ = build(posteriors(6, 1))
+    far = torch.stack([log_likelihood_kernel(ref, pos[torch.arange(6).roll(s)]) for s in (1, 2)], 1)
+    near = log_likelihood_kernel(ref, pos)
+    exact = -(near.exp() / (near.exp() + far.exp().mean(1))).log().mean()
+    torch.testing.assert_close(ELKLoss(rolled=2)(ref, pos), exact)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1.0, 1e30])
+def test_directions_of_any_length_are_kept_in_float32(length):
+    mu = torch.tensor([[3.0, 4.0]]) * length
+    mu.requires_grad_()
+    post = VonMisesFisher(mu, 1.0)
+    torch.testing.assert_close(post.mu, torch.tensor([[0.6, 0.8]]))
+    (grad,) = torch.autograd.grad(post.mu[0, 0], mu)
+    torch.testing.assert_close(grad * length, torch.tensor([[0.128, -0.096]]))
+    ids, _ = credible_retrieval(VonMisesFisher(torch.tensor([[3.0, 4.0]]), 100.0), mu.detach())
+    assert ids[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("head", ["norm", "mlps"])
+def test_inputs_of_zeros_have_a_defined_direction(head):
+    encoder = VMFEncoder(nn.Identity(), 3, width=6, head=head, hidden=(8,))
+    post = encoder(torch.zeros(2, 6))
+    assert post.mu.tolist() == [[1.0, 0.0, 0.0]] * 2
+    (post.mu.sum() + post.kappa.sum()).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in encoder.parameters())
+
+
+def test_two_networks_calibrated_on_one_number_still_learn_kappa():
+    encoder = VMFEncoder(nn.Identity(), 3, width=6, head="mlps", hidden=(8,), kappa=16.0)
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    kappa = encoder.calibrate(x)(x).kappa
+    assert float(kappa.median()) == pytest.approx(16.0, rel=1e-3)
+    assert float(kappa.std()) > 0
+
+
+def test_coverage_does_not_depend_on_the_length_of_latents():
+    query = VonMisesFisher(torch.eye(3), 5.0)
+    latents = query.sample((50,), generator=torch.Generator().manual_seed(0)).transpose(0, 1)
+    assert torch.equal(credible_coverage(query, latents), credible_coverage(query, 3 * latents))
+
+
+def _mlps(x):
+    return VMFEncoder(nn.Identity(), 3, width=6, head="mlps", hidden=(8,)).calibrate(x)
+
+
+POST = VonMisesFisher(torch.eye(4), 5.0)
+POINTS = VonMisesFisher(torch.eye(4), math.inf)
+NAN = torch.full((4, 4), math.nan)
+REFUSED = [
+    ("neg must hold at least 1", lambda: MCInfoNCELoss()(POST, POST, POST[:, None][:, :0])),
+    ("one dtype", lambda: MCInfoNCELoss()(POST, VonMisesFisher(torch.eye(4).double(), 5.0))),
+    ("needs finite kappa", lambda: ELKLoss()(POINTS, POST)),
+    ("needs finite kappa", lambda: log_likelihood_kernel(POST, POINTS)),
+    ("same dim", lambda: log_likelihood_kernel(POST, VonMisesFisher(torch.eye(4)[:, :3] + 1, 5.0))),
+    ("needs finite kappa", lambda: HIBLoss(beta=0.1)(POINTS, POST)),
+    ("b must be a finite number", lambda: HIBLoss(b=math.nan)),
+    ("kappa must be a tensor or a number", lambda: VonMisesFisher(torch.eye(4), "a")),
+    (
+        "gallery must hold finite rows.*see row 0",
+        lambda: credible_retrieval(POST, 0 * torch.eye(4)),
+    ),
+    ("gallery must hold finite rows", lambda: credible_retrieval(POST, NAN)),
+    ("latents must hold finite rows", lambda: credible_coverage(POST, NAN)),
+    ("at least 1 draw", lambda: credible_coverage(POST, torch.ones(4, 0, 4))),
+    ("found must hold finite numbers", lambda: procrustes(NAN, torch.eye(4))),
+    ("one floating-point dtype", lambda: procrustes(torch.eye(4), torch.eye(4).double())),
+    (
+        "a length above 0",
+        lambda: VMFEncoder(nn.Identity(), 3, width=6).calibrate(torch.zeros(5, 6)),
+    ),
+    ("got no rows", lambda: VMFEncoder(nn.Identity(), 3, width=6).calibrate(torch.zeros(0, 6))),
+    ("got no rows", lambda: _mlps(torch.zeros(0, 6))),
+    ("features that differ", lambda: _mlps(torch.zeros(5, 6))),
+    ("got NaN", lambda: _mlps(torch.full((5, 6), math.nan))),
+    ("low at most high", lambda: VMFWorld(3, kappa=(64.0, 8.0))),
+    (r"kappa must be \(low, high\), got 5.0", lambda: VMFWorld(3, kappa=5.0)),
+]
+
+
+@pytest.mark.parametrize(("said", "call"), REFUSED)
+def test_wrong_input_is_refused_in_a_sentence(said, call, no_annotation_checks):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_the_snippet_of_the_docs_runs_as_pasted():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    section = text.split("## representation · mcinfonce")[1].split("\n## ")[0]
+    exec(section.split("```python\n")[1].split("```")[0], {})

@@ -153,7 +153,10 @@ def train_mu(
 def train_kappa(
     encoder: VMFEncoder, size: McBudget, world: VMFWorld, seed: int, arm: str
 ) -> VMFEncoder:
-    """Train kappa by one arm's loss, mu at rest."""
+    """Train kappa by one arm's loss, mu at rest.
+
+    ``shuffled`` arms train on positives of other rows, which say nothing of an input's own spread.
+    """
     rolled, draws = size.rolled, split(seed, "kappa draws")
     loss: nn.Module
     if arm == "hib":
@@ -161,14 +164,14 @@ def train_kappa(
     elif arm.startswith("elk"):
         loss = ELKLoss(rolled=rolled)
     else:
-        samples = 1 if arm == "single" else size.samples
-        average = "kernel" if arm.startswith("kernel") else "probability"
+        samples = 1 if arm in ("single", "single-again") else size.samples
+        average = "kernel" if arm == "kernel" else "probability"
         loss = MCInfoNCELoss(KAPPA_POS, samples, rolled=rolled, average=average, seed=draws)
-    stream = split(seed, "again") if arm == "repeat" else seed
+    stream = split(seed, "again") if arm in ("repeat", "single-again") else seed
     negatives = rolled if arm == "drawn" else 0
     _run(
         encoder, "kappa", loss, size, world, stream,
-        negatives=negatives, shuffled=arm == "shuffled",
+        negatives=negatives, shuffled=arm.startswith("shuffled"),
     )  # fmt: skip
     return encoder
 

@@ -10,9 +10,8 @@ from trialrun.representation.mcinfonce import _stack  # noqa: F401
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from trialrun.representation.mcinfonce._vmf import VonMisesFisher
+from trialrun.representation.mcinfonce._vmf import VonMisesFisher, normalised
 
 _ROWS = 4096
 
@@ -41,8 +40,18 @@ def _check(query: VonMisesFisher, name: str, points: Tensor, alpha: float) -> No
             f"{name} must have {query.dim} coordinates on its last axis like query, "
             f"got shape {tuple(points.shape)}"
         )
+    if not points.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor, got {points.dtype}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
+
+
+def _unit(name: str, points: Tensor, like: Tensor) -> Tensor:
+    unit, good = normalised(points.to(like))
+    if not bool(good.all()):
+        first = ", ".join(str(place) for place in (~good).nonzero()[0].tolist())
+        raise ValueError(f"{name} must hold finite rows of a length above 0: see row {first}")
+    return unit
 
 
 def _gaps(mu: Tensor, points: Tensor) -> Tensor:
@@ -57,8 +66,9 @@ def credible_retrieval(
     """Return the gallery items in each query's credible set (kirchhof2023mcinfonce).
 
     The set is the cap around mu that holds the query's latent with probability 1 - alpha, as far
-    as the posterior is right. Its size is computed exactly from the distribution function; the
-    paper takes a quantile of 10,000 draws.
+    as the posterior is right. The level is for that latent: the *predicted mean* of another
+    ambiguous picture of it is off by that picture's own spread and lies inside less often. The size
+    is computed exactly from the distribution function; the paper takes a quantile of 10,000 draws.
 
     Parameters
     ----------
@@ -76,7 +86,8 @@ def credible_retrieval(
     Raises
     ------
     ValueError
-        If shapes do not go together or alpha is out of range.
+        If shapes do not go together, alpha is out of range, or a row of the gallery is zero or not
+        finite.
 
     Examples
     --------
@@ -89,7 +100,7 @@ def credible_retrieval(
     if gallery.ndim != 2:
         raise ValueError(f"gallery must have shape (items, dim), got {tuple(gallery.shape)}")
     _check(query, "gallery", gallery, alpha)
-    gallery = F.normalize(gallery.to(query.mu.dtype), dim=-1)
+    gallery = _unit("gallery", gallery, query.mu)
     limits = query.gap_quantile(1 - alpha)
     # A point keeps itself in spite of rounding.
     allowed = limits + 4 * torch.finfo(limits.dtype).eps
@@ -113,7 +124,8 @@ def credible_coverage(
     query : VonMisesFisher of batch shape (queries,)
     latents : Tensor (queries, dim) or (queries, draws, dim)
         The query's true latent, or draws from its true posterior, in the *aligned* space: an
-        encoder's space is known up to a rotation or reflection only (see `procrustes`).
+        encoder's space is known up to a rotation or reflection only (see `procrustes`). Brought to
+        length 1 here.
     alpha : float in (0, 1)
 
     Returns
@@ -124,7 +136,8 @@ def credible_coverage(
     Raises
     ------
     ValueError
-        If shapes do not go together or alpha is out of range.
+        If shapes do not go together, there are no draws, alpha is out of range, or a latent is zero
+        or not finite.
 
     Examples
     --------
@@ -139,7 +152,9 @@ def credible_coverage(
             f"latents must have shape ({query.batch_shape[0]}, [draws,] {query.dim}), "
             f"got {tuple(latents.shape)}"
         )
-    latents = latents.to(query.mu.dtype)
+    if latents.ndim == 3 and latents.shape[1] == 0:
+        raise ValueError(f"latents must hold at least 1 draw per query, got {tuple(latents.shape)}")
+    latents = _unit("latents", latents, query.mu)
     latents = latents[:, None] if latents.ndim == 2 else latents
     gaps = 0.5 * (latents - query.mu[:, None]).square().sum(-1)
     inside = gaps <= query.gap_quantile(1 - alpha)[:, None] + 4 * torch.finfo(gaps.dtype).eps
@@ -162,7 +177,7 @@ def procrustes(
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If shapes or dtypes differ, or numbers are not finite.
 
     Examples
     --------
@@ -176,5 +191,13 @@ def procrustes(
             f"found and truth must have one shape (rows, dim), got {tuple(found.shape)} "
             f"and {tuple(truth.shape)}"
         )
+    if found.dtype != truth.dtype or not found.is_floating_point():
+        raise ValueError(
+            f"found and truth must have one floating-point dtype, got {found.dtype} "
+            f"and {truth.dtype}: convert one, as by found.to(truth.dtype)"
+        )
+    for name, rows in (("found", found), ("truth", truth)):
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError(f"{name} must hold finite numbers: see its NaN or infinity")
     left, _, right = torch.linalg.svd(found.T @ truth)
     return left @ right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from trialrun.representation.mcinfonce import _stack  # noqa: F401
@@ -21,6 +22,13 @@ def whole(name: str, value: Any, *, low: int) -> int:
     return value
 
 
+def finite(name: str, value: Any) -> float:
+    """Return ``value``, or raise unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, float | int) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
 def positive(name: str, value: Any, *, zero: bool = False) -> float:
     """Return ``value``, or raise unless it is a number above 0 (or 0, where that is allowed)."""
     fits = isinstance(value, float | int) and not isinstance(value, bool) and value < float("inf")
@@ -28,6 +36,18 @@ def positive(name: str, value: Any, *, zero: bool = False) -> float:
         bound = "at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
     return float(value)
+
+
+def kappa_range(kappa: Any, *, number: bool = True) -> tuple[float, float]:
+    """Return (low, high), low at most high; of one number, where that is allowed, it twice."""
+    pair = (kappa, kappa) if number and isinstance(kappa, float | int) else kappa
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        form = "a number or (low, high)" if number else "(low, high)"
+        raise ValueError(f"kappa must be {form}, got {kappa!r}")
+    low, high = (positive("kappa", value) for value in pair)
+    if low > high:
+        raise ValueError(f"kappa must be (low, high) with low at most high, got {kappa!r}")
+    return low, high
 
 
 def check_posteriors(
@@ -45,6 +65,13 @@ def check_posteriors(
             raise ValueError(
                 f"{name} must be a VonMisesFisher, as VMFEncoder returns, got {type(post).__name__}"
             )
+    dtypes = [post.mu.dtype for post in (ref, pos, neg) if post is not None]
+    if len(set(dtypes)) > 1:
+        raise ValueError(
+            "ref, pos and neg must have one dtype, got "
+            + ", ".join(str(dtype) for dtype in dtypes)
+            + ": convert what the encoder is given"
+        )
     if len(ref.batch_shape) != 1:
         raise ValueError(f"ref must have batch shape (batch,), got {tuple(ref.batch_shape)}")
     size = ref.batch_shape[0]
@@ -65,6 +92,10 @@ def check_posteriors(
         raise ValueError(
             f"neg must have batch shape ({size}, negatives) and dim {ref.dim} like ref, "
             f"got {tuple(neg.batch_shape)} and dim {neg.dim}"
+        )
+    elif neg.batch_shape[1] == 0:
+        raise ValueError(
+            "neg must hold at least 1 negative per row; leave it out to take other rows' positives"
         )
     return ref, pos
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trialrun.core.seeds import split
-from trialrun.representation.mcinfonce._draws import positive, whole
+from trialrun.representation.mcinfonce._draws import kappa_range, whole
 from trialrun.representation.mcinfonce._vmf import VonMisesFisher
 
 HEADS = ("norm", "mlps")
@@ -43,6 +43,13 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _directed(out: Tensor) -> Tensor:
+    """Point rows of zeros along the first axis, so that their direction is defined."""
+    first = torch.zeros_like(out)
+    first[..., 0] = 1.0
+    return torch.where((out == 0).all(-1, keepdim=True), first, out)
+
+
 class _NormHead(nn.Module):
     """One linear layer: the direction is mu, the length kappa."""
 
@@ -56,11 +63,17 @@ class _NormHead(nn.Module):
     def forward(self, features: Tensor) -> VonMisesFisher:
         out = self.linear(features)
         kappa = out.norm(dim=-1).clamp(max=_LARGEST_KAPPA)
-        return VonMisesFisher(out, kappa, validate_args=False)
+        return VonMisesFisher(_directed(out), kappa, validate_args=False)
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        self.linear.weight.mul_(self.start / self.linear(features).norm(dim=-1).median())
+        median = self.linear(features).norm(dim=-1).median()
+        if not bool(median > 0):
+            raise ValueError(
+                "x must give features of a length above 0 to calibrate on, got a median of "
+                f"{float(median):g}: pass typical examples"
+            )
+        self.linear.weight.mul_(self.start / median)
 
 
 class _TwoMLPs(nn.Module):
@@ -83,12 +96,20 @@ class _TwoMLPs(nn.Module):
     def forward(self, features: Tensor) -> VonMisesFisher:
         log_kappa = self.a * F.softplus(self.kappa(features).squeeze(-1)) + self.c
         kappa = log_kappa.clamp(max=math.log(_LARGEST_KAPPA)).exp()
-        return VonMisesFisher(self.mu(features), kappa, validate_args=False)
+        return VonMisesFisher(_directed(self.mu(features)), kappa, validate_args=False)
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
         raw = F.softplus(self.kappa(features).squeeze(-1))
-        spread = (raw.max() - raw.min()).clamp(min=1e-6)
+        if self.low == self.high:  # a stays, or kappa could not be learned
+            self.c.copy_(math.log(self.low) - self.a * raw.median())
+            return
+        spread = raw.max() - raw.min()
+        if not bool(spread > 1e-6):
+            raise ValueError(
+                "x must give features that differ to calibrate a range of kappa on, got a spread "
+                f"of {float(spread):g}: pass several typical examples"
+            )
         self.a.copy_(math.log(self.high / self.low) / spread)
         self.c.copy_(math.log(self.low) - self.a * raw.min())
 
@@ -157,7 +178,7 @@ class VMFEncoder(nn.Module):
         self.example_dims = (
             None if example_dims is None else whole("example_dims", example_dims, low=1)
         )
-        low, high = _range(kappa)
+        low, high = kappa_range(kappa)
         self.backbone = backbone
         if head == "norm":
             self.head: Any = _NormHead(self.width, dim, low, high, seed)
@@ -193,7 +214,7 @@ class VMFEncoder(nn.Module):
         return found.reshape(*lead, self.width)
 
     def forward(self, x: Tensor) -> VonMisesFisher:
-        """Return one posterior per example.
+        """Return one posterior per example; a direction of length 0 becomes the first axis.
 
         Parameters
         ----------
@@ -209,9 +230,18 @@ class VMFEncoder(nn.Module):
         ----------
         x : Tensor (batch, ..., example)
             Examples typical of those to come.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or their features are not finite, all zero or (two networks) alike.
         """
         with torch.no_grad():
-            self.head.calibrate(self.features(x).reshape(-1, self.width))
+            features = self.features(x).reshape(-1, self.width)
+            if not len(features) or not bool(torch.isfinite(features).all()):
+                got = "no rows" if not len(features) else "NaN or infinity"
+                raise ValueError(f"x must give finite features to calibrate on, got {got}")
+            self.head.calibrate(features)
         return self
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
@@ -240,13 +270,3 @@ def _width(backbone: nn.Module, width: int | None) -> int:
             f"width must be given: {type(backbone).__name__} does not say num_features"
         )
     return whole("width", found, low=1)
-
-
-def _range(kappa: Any) -> tuple[float, float]:
-    pair = kappa if isinstance(kappa, tuple | list) else (kappa, kappa)
-    if len(pair) != 2:
-        raise ValueError(f"kappa must be a number or (low, high), got {kappa!r}")
-    low, high = (positive("kappa", value) for value in pair)
-    if low > high:
-        raise ValueError(f"kappa must be (low, high) with low at most high, got {kappa!r}")
-    return low, high

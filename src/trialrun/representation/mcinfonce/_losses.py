@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trialrun.representation.mcinfonce._bessel import log_mean_exp
-from trialrun.representation.mcinfonce._draws import Drawing, check_posteriors, positive, whole
+from trialrun.representation.mcinfonce._draws import (
+    Drawing,
+    check_posteriors,
+    finite,
+    positive,
+    whole,
+)
 from trialrun.representation.mcinfonce._vmf import VonMisesFisher
 
 AVERAGES = ("probability", "kernel")
@@ -20,6 +26,11 @@ AVERAGES = ("probability", "kernel")
 
 def _log_mean(values: Tensor, dim: int) -> Tensor:
     return torch.logsumexp(values, dim=dim) - math.log(values.shape[dim])
+
+
+def _check_spread(what: str, *posts: VonMisesFisher) -> None:
+    if any(bool(torch.isinf(post.kappa).any()) for post in posts):
+        raise ValueError(f"{what} needs finite kappa, got inf: points have no density to compare")
 
 
 def _contrast(positive_logit: Tensor, negative_logits: Tensor) -> Tensor:
@@ -34,10 +45,16 @@ class MCInfoNCELoss(Drawing):
     reference, positive and negatives together. With the mean over negatives, their number does not
     shift the value. In log space throughout. With point posteriors (kappa = inf) it is InfoNCE.
 
-    What is averaged over draws is the probability of being the positive. That is right where pairs
-    are candidates from the marginal, labelled afterwards by a sigmoid. Where positives are drawn
-    around their reference, Bayes' rule wants kernels averaged first: ``average="kernel"`` (ours) is
-    -mean_b log K+ / (K+ + K-), K+ = mean_s e^{k r.p} and K- = mean_{s,m} e^{k r.n_m}.
+    What is averaged over draws is the probability of being the positive. By our derivation (not a
+    statement of the paper) its optimum is the true posterior where pairs are candidates from the
+    marginal, labelled afterwards by a sigmoid, in the limit of many draws and many negatives from
+    the marginal, with latents uniform on average. With few negatives kappa comes out too large;
+    one, the published form, is the worst case.
+
+    Where positives are drawn around their reference, kernels are to be averaged first:
+    ``average="kernel"`` (ours) is -mean_b log K+ / (K+ + K-), K+ = mean_s e^{k r.p} and
+    K- = sum_m mean_s e^{k r.n_m}. The sum makes it InfoNCE, whose optimum is the ratio of
+    densities for any number of negatives from the marginal; draws should be many.
 
     Parameters
     ----------
@@ -107,7 +124,10 @@ class MCInfoNCELoss(Drawing):
         # Both lose k, which cancels, so that logits stay small next to k.
         near, far = kappa * (near - 1), kappa * (far - 1)
         if self.average == "kernel":
-            return -_contrast(_log_mean(near, 0), _log_mean(far, 0)).mean()
+            # The mean that _contrast takes must become a sum here: with a mean of several negatives
+            # the optimum is not the ratio of densities.
+            total = _log_mean(far, 0) + math.log(far.shape[-1])
+            return -_contrast(_log_mean(near, 0), total).mean()
         return -_log_mean(_contrast(near, far), 0).mean()
 
 
@@ -156,7 +176,7 @@ class HIBLoss(Drawing):
     ) -> None:
         super().__init__(n_samples, rolled, seed)
         self.log_a = nn.Parameter(torch.tensor(math.log(positive("a", a))))
-        self.b = nn.Parameter(torch.tensor(float(b)))
+        self.b = nn.Parameter(torch.tensor(finite("b", b)))
         self.beta = positive("beta", beta, zero=True)
 
     def forward(
@@ -176,6 +196,7 @@ class HIBLoss(Drawing):
         differ = -_log_mean(F.logsigmoid(-far), 0).mean()
         loss = match + differ
         if self.beta:
+            _check_spread("HIBLoss with beta above 0", ref, pos)
             loss = loss + self.beta * (ref.kl_to_uniform() + pos.kl_to_uniform()).mean() / 2
         return loss
 
@@ -234,8 +255,8 @@ class ELKLoss(nn.Module):
             far = log_likelihood_kernel(ref[:, None], neg)
         else:
             rows = torch.arange(len(near), device=near.device)
-            rolls = [rows.roll(shift) for shift in range(1, self.rolled + 1)]
-            far = torch.stack([log_likelihood_kernel(ref, pos[order]) for order in rolls], dim=-1)
+            others = torch.stack([rows.roll(shift) for shift in range(1, self.rolled + 1)], dim=-1)
+            far = log_likelihood_kernel(ref[:, None], pos[others])
         return -_contrast(near / self.temperature, far / self.temperature).mean()
 
     def extra_repr(self) -> str:
@@ -247,7 +268,15 @@ def log_likelihood_kernel(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     """Return log of the integral of p q against the uniform measure, in nats; kappas finite.
 
     Differences of large concentrations are taken in a form that does not cancel.
+
+    Raises
+    ------
+    ValueError
+        If p and q differ in dim, or one has kappa = inf.
     """
+    if p.dim != q.dim:
+        raise ValueError(f"p and q must have the same dim, got {p.dim} and {q.dim}")
+    _check_spread("the likelihood kernel", p, q)
     both = p.kappa + q.kappa
     apart = 0.5 * (p.mu - q.mu).square().sum(-1)  # 1 - cos
     square = both * both - 2 * p.kappa * q.kappa * apart

@@ -34,13 +34,28 @@ def log_area(dim: int) -> float:
     return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
 
 
+def normalised(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows brought to length 1, and which of them are finite and not zero.
+
+    The largest entry is divided out first, lest squares of 1e-30 or 1e30 leave float32. It carries
+    no gradient: the direction does not depend on it.
+    """
+    scale = points.detach().abs().amax(-1, keepdim=True)
+    scaled = points / scale
+    good = torch.isfinite(scale) & (scale > 0)
+    return scaled / scaled.norm(dim=-1, keepdim=True), good.squeeze(-1)
+
+
 def _checked(mu: Any, kappa: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.ndim < 1 or mu.shape[-1] < 2:
         got = f"shape {tuple(mu.shape)}, {mu.dtype}" if isinstance(mu, Tensor) else repr(mu)
         raise ValueError(
             f"mu must be a floating-point tensor of shape (..., dim) with dim at least 2, got {got}"
         )
-    kappa = torch.as_tensor(kappa, dtype=mu.dtype, device=mu.device)
+    try:
+        kappa = torch.as_tensor(kappa, dtype=mu.dtype, device=mu.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"kappa must be a tensor or a number, got {kappa!r}") from None
     try:
         torch.broadcast_shapes(mu.shape[:-1], kappa.shape)
     except RuntimeError:
@@ -98,14 +113,14 @@ class VonMisesFisher(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         mu, kappa = _checked(mu, kappa)
-        norm = mu.norm(dim=-1, keepdim=True)
+        unit, lengthy = normalised(mu)
         if validate_args is not False:
-            if not bool((torch.isfinite(norm) & (norm > 0)).all()):
+            if not bool(lengthy.all()):
                 raise ValueError("mu must hold finite rows of a length above 0: see its NaN or 0")
             if not bool((kappa >= 0).all()):
                 raise ValueError(f"kappa must be at least 0, got {float(kappa.min())}")
         batch = torch.broadcast_shapes(mu.shape[:-1], kappa.shape)
-        self.mu = (mu / norm).expand(*batch, mu.shape[-1])
+        self.mu = unit.expand(*batch, mu.shape[-1])
         self.kappa = kappa.expand(batch)
         super().__init__(batch, mu.shape[-1:], validate_args=False)
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from trialrun.core.seeds import split
 from trialrun.representation.mcinfonce._bessel import sphere_bessel
-from trialrun.representation.mcinfonce._draws import positive, whole
+from trialrun.representation.mcinfonce._draws import kappa_range, positive, whole
 from trialrun.representation.mcinfonce._vmf import VonMisesFisher
 
 POSITIVES = ("vmf", "reference")
@@ -152,7 +152,7 @@ class VMFWorld:
         seed: int = 0,
     ) -> None:
         self.dim = whole("dim", dim, low=2)
-        self.low, self.high = (positive("kappa", value) for value in kappa)
+        self.low, self.high = kappa_range(kappa, number=False)
         self.kappa_pos = positive("kappa_pos", kappa_pos)
         self.positives = _one_of("positives", positives, POSITIVES)
         self.posterior = _one_of("posterior", posterior, POSTERIORS)
