@@ -24,7 +24,6 @@ from trialrun.representation.mcinfonce import (
     procrustes,
 )
 
-
 KERNEL = partial(MCInfoNCELoss, average="kernel")
 
 
