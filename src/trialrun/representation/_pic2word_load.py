@@ -129,7 +129,9 @@ def _from_open_clip(name: str, pretrained: str | None) -> Loaded:
     return Loaded(clip, prepare, clip.tokenizer)
 
 
-def load_clip(name: str | Path, pretrained: str | None = None, *, device: str = "cpu") -> Loaded:
+def load_clip(
+    name: str | Path, pretrained: str | None = None, *, device: str = "cpu", trained: bool = False
+) -> Loaded:
     """Load a CLIP with its picture preparation and its tokenizer.
 
     Parameters
@@ -141,6 +143,8 @@ def load_clip(name: str | Path, pretrained: str | None = None, *, device: str = 
         For open_clip: the name of the weights (``openai``) or a file of them. None gives random
         weights, which serve for tests only.
     device : str
+    trained : bool
+        Refuse an open_clip model without ``pretrained``.
 
     Returns
     -------
@@ -167,6 +171,11 @@ def load_clip(name: str | Path, pretrained: str | None = None, *, device: str = 
     elif "/" in text and not text.startswith(("ViT-", "RN", ".", "/")):
         loaded = _from_transformers(text)
     else:
+        if trained and pretrained is None:
+            raise UsageError(
+                f"{text!r} needs the name of its weights (--pretrained openai) or a file of them; "
+                "for a transformers CLIP or a tiny CLIP name its folder"
+            )
         loaded = _from_open_clip(text, pretrained)
     loaded.clip.model.to(device)
     return loaded

@@ -253,12 +253,13 @@ def domain_conversion(
     Returns
     -------
     dict of int to float
-        Relevant items in the first k over all relevant items, averaged over queries.
+        Relevant items in the first k over all relevant items, averaged over queries. A query whose
+        class has no picture in the target domain counts 0, as published.
 
     Raises
     ------
     ValueError
-        If a query has no picture of its class in the target domain.
+        If numbers do not match, or no query at all has anything to find.
     """
     items, domains = np.asarray(gallery_classes), np.asarray(gallery_domains)
     if len(items) != len(domains):
@@ -271,13 +272,16 @@ def domain_conversion(
         raise ValueError(
             f"query_classes must be one for each of {len(left)} queries, got {len(classes)}"
         )
+    there = np.flatnonzero(np.isin(classes, items[domains == target_domain]))
+    if not len(there):
+        raise ValueError(f"no query has a picture of its class in the domain {target_domain!r}")
     sums = dict.fromkeys(ks, 0.0)
-    for begin in range(0, len(left), _CHUNK):
-        rows = slice(begin, begin + _CHUNK)
+    for begin in range(0, len(there), _CHUNK):
+        rows = there[begin : begin + _CHUNK]
         right = (classes[rows, None] == items[None]) & (domains == target_domain)[None]
         found = recall_at_k(cosine_scores(left[rows], gallery), right, ks)
         for k in ks:
-            sums[k] += found[k] * len(right)
+            sums[k] += found[k] * len(rows)
     return {int(k): sums[k] / len(left) for k in ks}
 
 

@@ -1,0 +1,281 @@
+"""Search a folder of pictures with "like this picture, but ..." (saito2023pic2word).
+
+An index is a folder of two files: ``index.safetensors`` with the embeddings, not normalised, and
+``index.json`` with the pictures' names, the model they were made with and a digest of its weights, so
+that a query made with other weights is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trialrun.representation import _pic2word_stack  # noqa: F401
+
+# isort: split
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trialrun.core.errors import UsageError
+from trialrun.representation._pic2word_clip import STAR, Clip
+from trialrun.representation._pic2word_compose import compose, text_only, unit
+from trialrun.representation._pic2word_load import Loaded
+from trialrun.representation._pic2word_pictures import embed_pictures, find_pictures, open_picture
+from trialrun.representation._pic2word_sheet import contact_sheet
+from trialrun.representation.pic2word import ImageToWord
+from trialrun.representation.retrieval import cosine_scores, ranking
+
+FORMAT = "trialrun-picture-index-1"
+_TABLE, _TOLD = "index.safetensors", "index.json"
+
+
+class Hit(NamedTuple):
+    """One picture found."""
+
+    rank: int
+    score: float
+    path: Path
+
+
+@dataclass(frozen=True)
+class PictureIndex:
+    """Embeddings of a folder's pictures.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    names : tuple of str
+        Pictures, relative to it.
+    features : Tensor (pictures, embed)
+        Not normalised, so that a mapper can be trained on them.
+    model : str
+    pretrained : str or None
+        What `load_clip` was asked for.
+    weights : str
+        Digest of the model's weights.
+    skipped : tuple of (str, str)
+        Pictures that could not be read, and why.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    features: Tensor
+    model: str
+    pretrained: str | None
+    weights: str
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index to ``folder``."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        told = {
+            "format": FORMAT, "root": str(self.root), "model": self.model,
+            "pretrained": self.pretrained, "weights": self.weights, "names": self.names,
+            "skipped": self.skipped,
+        }  # fmt: skip
+        save_file({"features": self.features.contiguous()}, place / _TABLE)
+        text = json.dumps(told, ensure_ascii=False, indent=1)
+        (place / _TOLD).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PictureIndex:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        UsageError
+            If ``folder`` holds no index, or a damaged one.
+        """
+        place = Path(folder)
+        try:
+            told = json.loads((place / _TOLD).read_text(encoding="utf-8"))
+            features = load_file(place / _TABLE)["features"]
+            if told["format"] != FORMAT or len(told["names"]) != len(features):
+                raise KeyError("format or number of pictures")
+            return cls(
+                Path(told["root"]), tuple(told["names"]), features, told["model"],
+                told["pretrained"], told["weights"], tuple((n, w) for n, w in told["skipped"]),
+            )  # fmt: skip
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(
+                f"{place} holds no index: make one with trialrun index FOLDER --out {place}"
+            ) from error
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UsageError(f"{place} holds a damaged index, make it anew: {error}") from error
+
+    def search(
+        self, query: Float[Tensor, "embed"], *, top: int = 12, without: Sequence[str | Path] = ()
+    ) -> tuple[Hit, ...]:
+        """Return the ``top`` pictures for a query vector, best first.
+
+        Pictures ``without`` (those asked with) are left out. Ties go by name.
+        """
+        if query.shape[-1] != self.features.shape[1]:
+            raise UsageError(
+                f"query must have {self.features.shape[1]} numbers as the index has, got "
+                f"{query.shape[-1]}"
+            )
+        out = {Path(path).resolve() for path in without}
+        scores = cosine_scores(query[None], self.features)
+        order = ranking(scores)[0]
+        hits: list[Hit] = []
+        for i in order.tolist():
+            path = self.root / self.names[i]
+            if path.resolve() not in out:
+                hits.append(Hit(len(hits) + 1, float(scores[0, i]), path))
+            if len(hits) == top:
+                break
+        return tuple(hits)
+
+
+def weights_digest(clip: Clip) -> str:
+    """Return a digest of a model's weights, the same on every machine."""
+    digest = hashlib.sha256()
+    for name, value in sorted(clip.model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def build_index(
+    loaded: Loaded,
+    folder: str | Path,
+    *,
+    model: str,
+    pretrained: str | None = None,
+    batch_size: int = 64,
+    tick: Callable[[int], None] | None = None,
+) -> PictureIndex:
+    """Encode every picture under a folder.
+
+    Parameters
+    ----------
+    loaded : Loaded
+        From `load_clip`.
+    folder : path
+    model, pretrained : str
+        What `load_clip` was asked for, so that a query can load it again.
+    batch_size : int
+    tick : callable, optional
+        Told the number of pictures done.
+
+    Raises
+    ------
+    UsageError
+        If there is no picture, or none that can be read.
+    """
+    paths = find_pictures(folder)
+    root = Path(folder).resolve()
+    done = embed_pictures(loaded.clip, loaded.preprocess, paths, batch_size=batch_size, tick=tick)
+    names = [path.resolve().relative_to(root).as_posix() for path in paths]
+    kept = tuple(names[i] for i in done.kept)
+    return PictureIndex(
+        root, kept, done.features, model, pretrained, weights_digest(loaded.clip), done.skipped
+    )
+
+
+class Found(NamedTuple):
+    """The hits of one sentence."""
+
+    prompt: str
+    hits: tuple[Hit, ...]
+
+
+def ask(
+    index: PictureIndex,
+    loaded: Loaded,
+    prompts: Sequence[str],
+    *,
+    images: Sequence[str | Path] = (),
+    mapper: ImageToWord | None = None,
+    top: int = 12,
+) -> tuple[Found, ...]:
+    """Search an index with sentences, in which each ``*`` stands for a picture.
+
+    Parameters
+    ----------
+    index : PictureIndex
+    loaded : Loaded
+        The model that the index was made with.
+    prompts : sequence of str
+    images : sequence of path
+        One for each ``*``; left out of the hits.
+    mapper : ImageToWord, optional
+        Needed where there is a picture.
+    top : int
+
+    Raises
+    ------
+    UsageError
+        If the model has other weights than the index's, a picture cannot be read, or a mapper is
+        missing or belongs to another model.
+    ValueError
+        If a prompt has another number of ``*`` than there are pictures.
+    """
+    if weights_digest(loaded.clip) != index.weights:
+        raise UsageError(
+            f"the index was made with other weights of {index.model!r} than this model has: "
+            "make the index anew, or name the model it was made with"
+        )
+    if images and mapper is None:
+        raise UsageError(
+            "a picture in a sentence needs a mapper: name one trained for this model (--mapper)"
+        )
+    if mapper is not None:
+        got = (mapper.image_width, mapper.word_width)
+        wanted = (loaded.clip.embed_dim, loaded.clip.text_width)
+        if got != wanted:
+            raise UsageError(f"the mapper turns {got[0]} numbers into {got[1]}, but this model "
+                             f"needs {wanted[0]} into {wanted[1]}: it belongs to another")  # fmt: skip
+    if not images:
+        starred = [prompt for prompt in prompts if STAR in prompt]
+        if starred:
+            raise UsageError(
+                f"prompt {starred[0]!r} holds {starred[0].count(STAR)} {STAR!r}, but 0 images "
+                "came: name one for each (--image)"
+            )
+        queries = text_only(loaded.clip, list(prompts), star="removed")
+    else:
+        assert mapper is not None
+        pixels = [loaded.preprocess(_readable(path)) for path in images]
+        queries = torch.stack(
+            [compose(loaded.clip, None, mapper, pixels, prompt) for prompt in prompts]
+        )
+    found = [index.search(query.cpu(), top=top, without=images) for query in unit(queries)]
+    return tuple(Found(prompt, hits) for prompt, hits in zip(prompts, found))
+
+
+def _readable(path: str | Path) -> Any:
+    try:
+        return open_picture(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def draw_hits(
+    found: Sequence[Found], images: Sequence[str | Path], path: str | Path, *, columns: int = 6
+) -> None:
+    """Draw hits on a contact sheet and write it to ``path``, a PNG file."""
+    if Path(path).suffix.lower() != ".png":
+        raise UsageError(f"the contact sheet must be a .png file, got {str(path)!r}")
+    asked = [_readable(image) for image in images]
+    rows = [
+        (
+            one.prompt,
+            asked,
+            [(_readable(h.path), f"{h.rank}  {h.score:.3f}  {h.path.name}") for h in one.hits],
+        )
+        for one in found
+    ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows, columns=columns).save(path)
