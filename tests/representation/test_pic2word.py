@@ -211,7 +211,8 @@ def test_star_next_to_a_comma_is_still_a_star():
     clip, mapper = tiny(), ImageToWord(12, 8)
     image = draw(3, 8, 8)
     torch.testing.assert_close(
-        compose(clip, None, mapper, image, "a *, red"), compose(clip, None, mapper, image, "a * red")
+        compose(clip, None, mapper, image, "a *, red"),
+        compose(clip, None, mapper, image, "a * red"),
     )
 
 
@@ -252,9 +253,7 @@ def test_clip_and_mapper_come_back_in_their_modes():
     before = {name: module.training for name, module in clip.model.named_modules()}
     statistics = clip.model.visual[1].running_mean.clone()
     one = compose(clip, None, mapper, draw(2, 3, 8, 8), "a *")
-    fit_image_to_word(
-        mapper, clip, draw(6, 12), training=WordTraining(epochs=1, batch_size=3)
-    )
+    fit_image_to_word(mapper, clip, draw(6, 12), training=WordTraining(epochs=1, batch_size=3))
     assert {n: m.training for n, m in clip.model.named_modules()} == before
     assert all(weight.requires_grad for weight in clip.model.parameters())
     assert all(weight.grad is None for weight in clip.model.parameters())
@@ -266,16 +265,20 @@ def test_clip_and_mapper_come_back_in_their_modes():
 
 def test_training_teaches_words_that_stand_for_their_pictures():
     clip = tiny()
+    clip.model.logit_scale.data.fill_(4.6)  # about log 100, as in CLIP
     ids, at = clip.insert_at_end(clip.tokenize(["a photo of"] * 40))
-    features = 3 * clip.encode_text(ids, 2 * draw(40, 1, 8), at).detach()  # some word says each
+    features = 3 * clip.encode_text(ids, 5 * draw(40, 1, 8), at).detach()  # some word says each
     mapper = ImageToWord(12, 8, hidden=64)
-    training = WordTraining(epochs=60, batch_size=20, lr=1e-2)
+    training = WordTraining(epochs=150, batch_size=20, lr=1e-2)
     fit = fit_image_to_word(mapper, clip, features, prompt="a photo of", training=training)
-    assert fit.steps == 120
+    assert fit.steps == 300
     assert fit.losses[-10:].mean() < 0.6 * fit.losses[:5].mean()
-    made = compose_features(clip, mapper, features, "a photo of *")
-    right = (made @ torch.nn.functional.normalize(features, dim=1).T).argmax(1)
-    assert (right == torch.arange(40)).float().mean() > 0.5  # chance: 0.025
+    shares = []
+    for one in (ImageToWord(12, 8, hidden=64), mapper):
+        made = compose_features(clip, one, features, "a photo of *")
+        right = (made @ torch.nn.functional.normalize(features, dim=1).T).argmax(1)
+        shares.append((right == torch.arange(40)).float().mean())
+    assert shares[0] < 0.1 < 0.2 < shares[1]  # chance: 0.025
 
 
 def test_a_loader_gives_what_its_cached_embeddings_give():

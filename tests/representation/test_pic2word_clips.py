@@ -49,7 +49,8 @@ def hub_clip(vocab_size, eos):
             "projection_dim": 12, "eos_token_id": eos, "bos_token_id": vocab_size - 2,
             "pad_token_id": vocab_size - 1, "attention_dropout": 0.5}  # fmt: skip
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
-              "num_attention_heads": 2, "image_size": 16, "patch_size": 8, "projection_dim": 12}  # fmt: skip
+              "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+              "projection_dim": 12}  # fmt: skip
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -120,7 +121,9 @@ def test_transformers_image_embeddings_are_not_normalised(hub):
 def test_transformers_says_when_no_sentence_ends(hub):
     model, words = hub(False)
     with pytest.raises(ValueError, match="sentence 1 has no end-of-text id"):
-        as_clip(model, words).end_of_text(torch.tensor([[1, model.text_model.eos_token_id], [1, 2]]))
+        as_clip(model, words).end_of_text(
+            torch.tensor([[1, model.text_model.eos_token_id], [1, 2]])
+        )
 
 
 def test_a_transformers_folder_loads_with_its_own_pictures_and_words(hub, tmp_path):
@@ -142,14 +145,14 @@ def test_a_transformers_folder_loads_with_its_own_pictures_and_words(hub, tmp_pa
 
 
 def test_no_clip_under_a_name_is_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match="holds no CLIP: expected config.json"):
+    with pytest.raises(UsageError, match=r"holds no CLIP: expected config\.json"):
         load_clip(tmp_path)
     with pytest.raises(UsageError, match="needs the name of its weights"):
         load_clip("ViT-L-14", trained=True)
 
 
 def test_open_clip_of_both_kinds_agrees_with_itself():
-    """In a process of its own: open_clip asks for torchvision; see tests/torchvision_stand_in.py."""
+    """In a process of its own, since open_clip asks for torchvision (torchvision_stand_in.py)."""
     told = run_with_backbones(
         """
 import torch, open_clip
@@ -195,7 +198,8 @@ for kind, more in ((CLIP, {}), (CustomTextCLIP, {}), (CLIP, dict(pool_type="eos"
 
 bidirectional = CLIP(24, vision, {**text, "no_causal_mask": True}).eval()
 clip = as_clip(bidirectional, tok)
-torch.testing.assert_close(clip.encode_text(tok(["a fox"])), bidirectional.encode_text(tok(["a fox"])))
+fox = tok(["a fox"])
+torch.testing.assert_close(clip.encode_text(fox), bidirectional.encode_text(fox))
 try:
     as_clip(CustomTextCLIP(24, vision, {**text, "pool_type": "last"}), tok)
 except ValueError as error:

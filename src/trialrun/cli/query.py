@@ -1,4 +1,4 @@
-"""``trialrun query``: "like this picture, but ..." on an index, with a contact sheet of the hits."""
+"""``trialrun query``: "like this picture, but ..." on an index, with a sheet of the hits."""
 
 from __future__ import annotations
 

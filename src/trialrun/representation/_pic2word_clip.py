@@ -68,7 +68,7 @@ class Clip:
             if int(self.end_of_text(row)[0]) != 2:
                 raise ValueError(
                     f"the tokenizer must read {STAR!r} as one token between start and end of text, "
-                    f"got the ids {row[0, :6].tolist()}: use the tokenizer that belongs to the model"
+                    f"got the ids {row[0, :6].tolist()}: use the tokenizer of this very model"
                 )
             self._star = int(row[0, 1])
         return self._star
@@ -96,7 +96,7 @@ class Clip:
             )
         return self._image_features(pixels.to(self.device, self._pixel_dtype()))
 
-    def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, "texts"]:
+    def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, texts]:
         """Return the position at which the model itself reads each sentence."""
         raise NotImplementedError
 
@@ -197,11 +197,12 @@ def _with_words(embedded: Tensor, words: Tensor | None, at: Tensor | None) -> Te
     return embedded.index_put((rows, at), words.to(embedded.dtype))
 
 
-def _first(hits: Tensor, what: str) -> Tensor:
+def _first(ids: Tensor, end: int) -> Tensor:
+    hits = ids == end
     if not bool(hits.any(dim=1).all()):
         row = int((~hits.any(dim=1)).nonzero()[0])
         raise ValueError(
-            f"sentence {row} has no end-of-text id {what} among its ids: "
+            f"sentence {row} has no end-of-text id {end} among its ids: "
             "use the tokenizer that belongs to the model"
         )
     return hits.int().argmax(dim=1)
@@ -216,7 +217,7 @@ class _OpenClip(Clip):
         self._tower: Any = model if own else model.text
         prefix = "text_" if own else ""
         self._pool = getattr(self._tower, f"{prefix}pool_type", "argmax")
-        self._eos = getattr(self._tower, f"{prefix}eos_id", None)
+        self._eos = int(getattr(self._tower, f"{prefix}eos_id", None) or 0)
         if self._pool not in _POOLS or getattr(self._tower, "cls_emb", None) is not None:
             raise ValueError(
                 f"clip must read sentences at their end of text, got a {type(model).__name__} that "
@@ -232,11 +233,11 @@ class _OpenClip(Clip):
         else:
             self.embed_dim = int(projection.shape[1])
 
-    def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, "texts"]:
+    def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, texts]:
         """Return where the highest id stands, or the first end-of-text id, as the model does."""
         if self._pool == "argmax":
             return ids.argmax(dim=1)
-        return _first(ids == self._eos, str(self._eos))
+        return _first(ids, self._eos)
 
     def _embedding(self) -> nn.Embedding:
         return self._tower.token_embedding
@@ -285,7 +286,7 @@ class _TransformersClip(Clip):
         self.embed_dim = int(model.config.projection_dim)
         self._eos = int(getattr(model.text_model, "eos_token_id", text.eos_token_id))
 
-    def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, "texts"]:
+    def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, texts]:
         """Return where the model reads: old checkpoints say 2 for their end-of-text id.
 
         It is not, and transformers then takes the highest id; otherwise the first id that matches,
@@ -293,7 +294,7 @@ class _TransformersClip(Clip):
         """
         if self._eos == 2:
             return ids.argmax(dim=1)
-        return _first(ids == self._eos, str(self._eos))
+        return _first(ids, self._eos)
 
     def _embedding(self) -> nn.Embedding:
         return self.model.text_model.get_input_embeddings()  # type: ignore[union-attr, operator]

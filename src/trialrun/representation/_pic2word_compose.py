@@ -74,7 +74,7 @@ def encode_composed(
 def compose_features(
     clip: Any,
     mapper: nn.Module,
-    features: Float[Tensor, "..."],
+    features: Float[Tensor, ...],
     prompts: str | Sequence[str],
     *,
     tokenizer: Any = None,
@@ -255,7 +255,7 @@ def mixture(
 
 
 def nearest_words(
-    clip: Clip, words: Float[Tensor, "queries width"], among: Int[Tensor, "some"] | None = None
+    clip: Clip, words: Float[Tensor, "queries width"], among: Int[Tensor, some] | None = None
 ) -> Float[Tensor, "queries width"]:
     """Replace pseudo-words by the real words whose vectors have the highest cosine with them.
 

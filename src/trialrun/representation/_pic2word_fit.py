@@ -1,7 +1,7 @@
 """Train the mapper on pictures alone (saito2023pic2word).
 
-Each picture's pseudo-word is inserted at the end of "a photo of"; the sentence's embedding must then
-pick its own picture out of the batch, and the picture its own sentence (symmetric InfoNCE at
+Each picture's pseudo-word is inserted at the end of "a photo of"; the sentence's embedding must
+then pick its own picture out of the batch, and the picture its own sentence (symmetric InfoNCE at
 CLIP's frozen temperature). CLIP stays in eval; gradients flow through its text tower to the mapper.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -205,7 +204,7 @@ class _Run:
         beside = path.with_name(path.name + ".part")
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(plain, beside, metadata={"step": str(step), "run": self._told(prompt)})
-        os.replace(beside, path)
+        beside.replace(path)
 
     def resume(self, path: Path, prompt: str) -> list[float]:
         """Take up what `save` left; return the losses so far."""
@@ -296,7 +295,9 @@ def fit_image_to_word(
     clip, training = as_clip(clip, tokenizer), training or WordTraining()
     check_range("save_every", save_every, low=1)
     if "*" in prompt:
-        raise ValueError(f"the training prompt takes its word at the end and no '*', got {prompt!r}")
+        raise ValueError(
+            f"the training prompt takes its word at the end and no '*', got {prompt!r}"
+        )
     features = _features_of(clip, images)
     if targets is not None and targets.shape != features.shape:
         raise ValueError(
@@ -317,9 +318,7 @@ def fit_image_to_word(
             rows = run.rows(step).to(clip.device)
             with torch.autocast(clip.device.type, torch.bfloat16, enabled=training.bfloat16):
                 words = mapper(features[rows].to(dtype))[:, None]
-                found = clip.encode_text(
-                    ids.expand(len(rows), -1), words, at.expand(len(rows), -1)
-                )
+                found = clip.encode_text(ids.expand(len(rows), -1), words, at.expand(len(rows), -1))
             found, goal = unit(found), wanted[rows]
             if training.objective == "contrastive":
                 loss = symmetric_infonce(goal.to(found.dtype), found, scale)

@@ -40,12 +40,12 @@ class Preprocess:
     mean, std : three floats
         Of the channels, on a scale of 0 to 1; CLIP's own by default.
     mode : {"crop", "squash"}
-        ``crop`` brings the shorter side to ``size`` and keeps the middle; ``squash`` stretches both.
+        ``crop`` brings the shorter side to ``size`` and keeps the middle; ``squash`` stretches.
     """
 
     size: int
-    mean: Sequence[float] = _MEAN
-    std: Sequence[float] = _STD
+    mean: Sequence[int | float] = _MEAN
+    std: Sequence[int | float] = _STD
     mode: str = "crop"
 
     def __call__(self, picture: Any) -> Tensor:
@@ -65,7 +65,7 @@ class Preprocess:
         left, top = (wide - self.size) // 2, (high - self.size) // 2
         picture = picture.crop((left, top, left + self.size, top + self.size))
         pixels = np.asarray(picture, dtype=np.float32) / 255
-        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -110,16 +110,12 @@ def _from_open_clip(name: str, pretrained: str | None) -> Loaded:
     if plain not in known:
         near = [other for other in known if other.lower() == plain.lower()]
         hint = f"did you mean {near[0]}?" if near else "open_clip.list_models() lists them"
-        raise UsageError(
-            f"{name!r} is neither a folder, a hub id nor a model of open_clip: {hint}"
-        )
+        raise UsageError(f"{name!r} is neither a folder, a hub id nor a model of open_clip: {hint}")
     try:
         model = library.create_model(plain, pretrained=pretrained).eval()
     except (RuntimeError, OSError) as error:
         first = str(error).partition("\n")[0]
-        raise UsageError(
-            f"weights {pretrained!r} of {plain} cannot be loaded: {first}"
-        ) from error
+        raise UsageError(f"weights {pretrained!r} of {plain} cannot be loaded: {first}") from error
     told = getattr(model.visual, "preprocess_cfg", {})
     size = told.get("size", getattr(model.visual, "image_size", 224))
     size = size if isinstance(size, int) else size[0]

@@ -188,7 +188,7 @@ def embed_batches(clip: Clip, loader: Iterable[Any]) -> Float[Tensor, "pictures 
         for batch in loader:
             pixels = batch[0] if isinstance(batch, tuple | list) else batch
             if not isinstance(pixels, Tensor):
-                raise ValueError(
+                raise ValueError(  # noqa: TRY004 - the house's one kind for wrong input
                     "the loader must give tensors of shape (batch, 3, height, width), or tuples "
                     f"that begin with one, got {type(pixels).__name__}"
                 )

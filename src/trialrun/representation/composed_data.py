@@ -1,7 +1,7 @@
 """Read the four data sets that composed retrieval is scored on, from their usual folders.
 
-The layouts, prompts and the rule for COCO's query objects are those of saito2023pic2word, read in the
-authors' public code and data notes. Only lists are read here; pictures are opened when they are
+The layouts, prompts and the rule for COCO's query objects are those of saito2023pic2word, read in
+the authors' public code and data notes. Only lists are read here; pictures are opened when they are
 encoded, and those that are missing or damaged are then skipped, counted and named.
 
 Ours: COCO's query object is drawn by a seed, where the authors' script draws it anew at each run
@@ -73,11 +73,12 @@ class FashionIq:
 class Region:
     """One object of a picture, all else white; calling it opens it.
 
-    ``shapes`` are COCO's polygons or run lengths; None where the picture has been masked before.
+    ``box`` is left, top, right, bottom, in pixels; ``shapes`` are COCO's polygons or run lengths,
+    None where the picture has been masked before.
     """
 
     path: Path
-    box: tuple[float, float, float, float]
+    box: Sequence[int | float]
     shapes: Any = None
 
     @property
@@ -252,7 +253,9 @@ def read_fashion_iq(folder: str | Path, garment: str, split: str = "val") -> Fas
     told = _first_there([root / "captions" / file, root / "json" / file])
     entries = _json(told, "Fashion-IQ")
     images = root / "images"
-    paths = tuple(_first_there([images / f"{n}{s}" for s in (".png", ".jpg", ".jpeg")]) for n in names)
+    paths = tuple(
+        _first_there([images / f"{n}{s}" for s in (".png", ".jpg", ".jpeg")]) for n in names
+    )
     captions = _field(entries, "captions", told)
     if any(len(pair) != 2 for pair in captions):
         raise UsageError(f"{told} must give two captions for each pair")
@@ -270,8 +273,8 @@ def read_coco(folder: str | Path, *, split: str = "val2017", seed: int = 0) -> C
     """Read COCO for object composition.
 
     ``coco_eval.csv`` with ``val2017_masked/`` where the authors' script has made them; otherwise
-    ``annotations/instances_val2017.json``, of which one object is drawn for each picture among those
-    whose box covers less than half of it. Pictures lie in ``val2017/``.
+    ``annotations/instances_val2017.json``, of which one object is drawn for each picture among
+    those whose box covers less than half of it. Pictures lie in ``val2017/``.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Score a mapper by the four published protocols, beside the same baselines (saito2023pic2word).
 
-Four arms each: ``composed``, ``image`` alone, ``text`` alone, and ``mixture``, the normalised sum of
-the last two. What the text arm reads differs from task to task in the authors' code, and is kept:
+Four arms each: ``composed``, ``image`` alone, ``text`` alone, and ``mixture``, the normalised sum
+of the last two. What the text arm reads differs from task to task in the authors' code:
 
 ===================  ===========================================================
 domain conversion    the prompt with its ``*`` taken out ("a cartoon of")
@@ -61,7 +61,9 @@ class Scored:
 class _Encoded:
     """A gallery's embeddings, and where each picture that could be read now stands."""
 
-    def __init__(self, clip: Any, preprocess: Any, pictures: Sequence[Any], batch_size: int) -> None:
+    def __init__(
+        self, clip: Any, preprocess: Any, pictures: Sequence[Any], batch_size: int
+    ) -> None:
         done = embed_pictures(clip, preprocess, pictures, batch_size=batch_size)
         self.features, self.skipped = done.features, done.skipped
         self.place = {old: new for new, old in enumerate(done.kept)}
@@ -212,7 +214,7 @@ def evaluate_imagenet_r(
         for name, q in _arms(clip, mapper, photos.features, [prompt], text).items():
             recalls = domain_conversion(q, own, domain, gallery, classes, kinds, ks)
             found.setdefault(name, {})[domain] = recalls
-    for recalls in found.values():
-        recalls["average"] = {k: sum(r[k] for r in recalls.values()) / len(recalls) for k in ks}
+    for part in found.values():
+        part["average"] = {k: sum(r[k] for r in part.values()) / len(part) for k in ks}
     left_out = len(data.real_paths) - len(own)
     return Scored(found, len(own), left_out, (*drawn.skipped, *photos.skipped))

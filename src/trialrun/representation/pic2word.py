@@ -13,6 +13,7 @@ the published protocols are in `trialrun.representation.retrieval`, loaders of t
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from trialrun.representation import _pic2word_stack  # noqa: F401
@@ -132,7 +133,7 @@ class ImageToWord(nn.Module):
             widths = [image_width, *[hidden] * layers]
             self.layers = nn.ModuleList(
                 nn.Sequential(nn.Linear(a, b), nn.Dropout(self.dropout), nn.ReLU())
-                for a, b in zip(widths[:-1], widths[1:])
+                for a, b in pairwise(widths)
             )
             self.fc_out = nn.Linear(hidden, word_width)
 

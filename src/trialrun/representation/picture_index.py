@@ -1,8 +1,8 @@
 """Search a folder of pictures with "like this picture, but ..." (saito2023pic2word).
 
 An index is a folder of two files: ``index.safetensors`` with the embeddings, not normalised, and
-``index.json`` with the pictures' names, the model they were made with and a digest of its weights, so
-that a query made with other weights is refused.
+``index.json`` with the pictures' names, the model they were made with and a digest of its weights,
+so that a query made with other weights is refused.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class PictureIndex:
             raise UsageError(f"{place} holds a damaged index, make it anew: {error}") from error
 
     def search(
-        self, query: Float[Tensor, "embed"], *, top: int = 12, without: Sequence[str | Path] = ()
+        self, query: Float[Tensor, embed], *, top: int = 12, without: Sequence[str | Path] = ()
     ) -> tuple[Hit, ...]:
         """Return the ``top`` pictures for a query vector, best first.
 
@@ -235,8 +235,10 @@ def ask(
         got = (mapper.image_width, mapper.word_width)
         wanted = (loaded.clip.embed_dim, loaded.clip.text_width)
         if got != wanted:
-            raise UsageError(f"the mapper turns {got[0]} numbers into {got[1]}, but this model "
-                             f"needs {wanted[0]} into {wanted[1]}: it belongs to another")  # fmt: skip
+            raise UsageError(
+                f"the mapper turns {got[0]} numbers into {got[1]}, but this model needs "
+                f"{wanted[0]} into {wanted[1]}: it belongs to another model"
+            )
     if not images:
         starred = [prompt for prompt in prompts if STAR in prompt]
         if starred:

@@ -1,9 +1,9 @@
 """Retrieval metrics, and the four protocols that composed retrieval is scored by.
 
-The protocols are those of saito2023pic2word, read in the authors' evaluation code. Ours: the rule for
-ties. Scores that agree to six decimals tie, and in a tie what is wrong stands before what is right,
-so that a model that maps everything to one point scores nothing, and the order of the gallery does
-not matter. Scores are never compared in half precision.
+The protocols are those of saito2023pic2word, read in the authors' evaluation code. Ours: the rule
+for ties. Scores that agree to six decimals tie, and in a tie what is wrong stands before what is
+right, so that a model that maps everything to one point scores nothing, and the order of the
+gallery does not matter. Scores are never compared in half precision.
 
 Everything takes numpy arrays or tensors and returns plain numbers in [0, 1].
 """
@@ -26,7 +26,9 @@ def _matrix(name: str, values: Any) -> NDArray[np.floating]:
         values = values.detach().cpu()
         values = values.double() if str(values.dtype) == "torch.float64" else values.float()
     array = np.asarray(values)
-    wide = array.astype(np.float64 if array.dtype == np.float64 else np.float32, copy=False)
+    wide: NDArray[np.floating] = array.astype(
+        np.float64 if array.dtype == np.float64 else np.float32, copy=False
+    )
     if wide.ndim != 2:
         raise ValueError(f"{name} must have shape (rows, columns), got {wide.shape}")
     if not np.isfinite(wide).all():
@@ -89,7 +91,7 @@ def _one_hot(exclude: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
             f"exclude must hold one item's number for each of {shape[0]} queries, got "
             f"{chosen.dtype} of shape {chosen.shape}"
         )
-    if chosen.size and not (-1 <= chosen.min() and chosen.max() < shape[1]):
+    if chosen.size and not (chosen.min() >= -1 and chosen.max() < shape[1]):
         raise ValueError(f"exclude must be in -1 ... {shape[1] - 1}, got {chosen.max()}")
     out = np.zeros(shape, dtype=bool)
     rows = np.flatnonzero(chosen >= 0)
@@ -158,9 +160,7 @@ def recall_at_k(
     return {int(k): float((hits[:, :k].sum(axis=1) / total).mean()) for k in ks}
 
 
-def map_at_r(
-    scores: ArrayLike, relevant: ArrayLike, *, exclude: ArrayLike | None = None
-) -> float:
+def map_at_r(scores: ArrayLike, relevant: ArrayLike, *, exclude: ArrayLike | None = None) -> float:
     """Return MAP@R: precision at each right place among the first R, averaged over R and queries.
 
     R is a query's own number of relevant items.
@@ -229,11 +229,11 @@ def _ranks_in_chunks(
 
 def domain_conversion(
     queries: ArrayLike,
-    query_classes: Sequence[Any],
+    query_classes: ArrayLike,
     target_domain: Any,
     gallery: ArrayLike,
-    gallery_classes: Sequence[Any],
-    gallery_domains: Sequence[Any],
+    gallery_classes: ArrayLike,
+    gallery_domains: ArrayLike,
     ks: Ks = (10, 50),
 ) -> dict[int, float]:
     """Score domain conversion (ImageNet to ImageNet-R): same class *and* the domain asked for.
@@ -242,12 +242,12 @@ def domain_conversion(
     ----------
     queries : array (queries, embed)
         Composed from real pictures and the target domain's sentence.
-    query_classes : sequence
+    query_classes : array (queries,)
     target_domain : object
         The domain the sentence asks for, as in ``gallery_domains``.
     gallery : array (items, embed)
         Pictures of all domains.
-    gallery_classes, gallery_domains : sequence
+    gallery_classes, gallery_domains : array (items,)
     ks : sequence of int
 
     Returns
@@ -302,9 +302,7 @@ def paired_recall(queries: ArrayLike, targets: ArrayLike, ks: Ks = (1, 5, 10)) -
     """
     left, right = _matrix("queries", queries), _matrix("targets", targets)
     if len(left) != len(right):
-        raise ValueError(
-            f"queries and targets must be as many, got {len(left)} and {len(right)}"
-        )
+        raise ValueError(f"queries and targets must be as many, got {len(left)} and {len(right)}")
     own = np.arange(len(left))
     return BothWays(
         _recall_of_ranks(_ranks_in_chunks(left, right, own), ks),

@@ -88,7 +88,9 @@ class _Block(nn.Module):
         self.heads = heads
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, time, width = x.shape
@@ -125,7 +127,9 @@ def _eyes(channels: Sequence[int], embed_dim: int) -> nn.Sequential:
         nn.BatchNorm2d(last),
         nn.ReLU(),
     ]
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * last, embed_dim))
+    return nn.Sequential(
+        *parts, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * last, embed_dim)
+    )
 
 
 class TinyClip(nn.Module):
@@ -266,7 +270,7 @@ def fit_tiny_clip(
     lr: int | float = 2e-3,
     seed: int = 0,
     tick: Callable[[int, float], None] | None = None,
-) -> Float[Tensor, "steps"]:
+) -> Float[Tensor, steps]:
     """Train on pictures with several sentences each, one of which is drawn at every step.
 
     Parameters
@@ -307,6 +311,8 @@ def fit_tiny_clip(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, float(lr), total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
+    # Convolutions of this size are a fifth faster with channels last.
+    model.visual.to(memory_format=torch.channels_last)
     model.train()
     losses = []
     batch = min(batch_size, len(images))
@@ -314,7 +320,9 @@ def fit_tiny_clip(
         rows = torch.randperm(len(images), generator=generator)[:batch]
         drawn = torch.randint(ids.shape[1], (batch,), generator=generator)
         texts = ids[rows, drawn]
-        seen = model.encode_image(_shifted(pixels[rows], generator, 2), normalize=True)
+        moved = _shifted(pixels[rows], generator, 2)
+        moved = moved.contiguous(memory_format=torch.channels_last)
+        seen = model.encode_image(moved, normalize=True)
         # Equal sentences are encoded once: many pictures share a short one.
         unique, back = torch.unique(texts, dim=0, return_inverse=True)
         read = model.encode_text(unique, normalize=True)[back]
@@ -326,6 +334,7 @@ def fit_tiny_clip(
         losses.append(float(loss.detach()))
         if tick:
             tick(step, losses[-1])
+    model.visual.to(memory_format=torch.contiguous_format)
     model.eval()
     return torch.tensor(losses)
 

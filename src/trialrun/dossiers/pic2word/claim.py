@@ -1,7 +1,7 @@
 """Measure Pic2Word: style conversion on drawings that neither CLIP nor mapper has seen.
 
-All arms of a seed share one tiny CLIP and one set of embeddings. The rules stand in the card and were
-fixed before a run at the seeds of quick and full.
+All arms of a seed share one tiny CLIP and one set of embeddings. The rules stand in the card and
+were fixed before a run at the seeds of quick and full.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from trialrun.dossiers.pic2word.world import (
     recall,
     world_of,
 )
+from trialrun.representation.pic2word import ImageToWord as Mapper
 from trialrun.representation.pic2word import (
     compose_features,
     mixture,
     nearest_words,
     text_only,
 )
-from trialrun.representation.pic2word import ImageToWord as Mapper
 from trialrun.representation.retrieval import cosine_scores, ranking, true_ranks
 
 
@@ -77,7 +77,7 @@ def nearest_word(ctx: Context) -> Measurement:
 
 def picture_alone(ctx: Context) -> Measurement:
     """Ask with the picture's embedding."""
-    return measure(world_of(ctx), lambda features, style: features)
+    return measure(world_of(ctx), lambda features, _: features)
 
 
 def _text(world: World, style: str, star: str) -> Tensor:
@@ -137,7 +137,7 @@ def true_name(ctx: Context) -> Measurement:
     world = world_of(ctx)
     emoji = world.held_out
 
-    def scorer(features: Tensor, style: str) -> Tensor:
+    def scorer(_: Tensor, style: str) -> Tensor:
         told = [emoji.caption(i, style=style) for i in range(len(emoji))]
         return text_only(world.clip, told, star="removed")
 
@@ -157,8 +157,8 @@ def true_name(ctx: Context) -> Measurement:
 TRIAL = Trial(
     budgets={
         "smoke": Size(seeds=2, code_points=24, clip_steps=3, epochs=2),
-        "quick": Size(seeds=3, first_seed=60, code_points=700, clip_steps=110, epochs=12),
-        "full": Size(seeds=5, first_seed=100, code_points=None, clip_steps=260, epochs=20),
+        "quick": Size(seeds=3, first_seed=60, code_points=700, clip_steps=90, epochs=30),
+        "full": Size(seeds=5, first_seed=100, code_points=None, clip_steps=230, epochs=20),
     },
     prepare={"clip": prepare},
     needs={"composition": ("clip",), "mixture": ("clip",)},

@@ -1,8 +1,8 @@
 """Emoji in several hands, a tiny CLIP trained on some of them, and style conversion on the rest.
 
-A query is a held-out drawing in one style and "a {other style} drawing of *"; the one right answer is
-the same code point in the other style. The gallery is every held-out drawing but the query's own.
-Neither CLIP nor mapper has seen a held-out code point in any style.
+A query is a held-out drawing in one style and "a {other style} drawing of *"; the one right answer
+is the same code point in the other style. The gallery is every held-out drawing but the query's
+own. Neither CLIP nor mapper has seen a held-out code point in any style.
 """
 
 from __future__ import annotations

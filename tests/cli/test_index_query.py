@@ -1,0 +1,168 @@
+"""``trialrun index`` and ``trialrun query`` on a folder of emoji, as a user runs them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trialrun.cli import main
+from trialrun.core.errors import UsageError
+from trialrun.material.emoji import load_emoji
+from trialrun.representation._pic2word_sheet import contact_sheet
+from trialrun.representation.pic2word import ImageToWord, load_clip
+from trialrun.representation.picture_index import PictureIndex
+from trialrun.representation.tiny_clip import TinyClip, WordTokenizer, save_tiny_clip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of emoji with one damaged file, a tiny CLIP of random weights and two mappers."""
+    root = tmp_path_factory.mktemp("search")
+    emoji = load_emoji(("openmoji", "twemoji"), limit=8)
+    for i in range(len(emoji)):
+        for s, style in enumerate(emoji.styles):
+            folder = root / "pictures" / style
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(emoji.images[i, s]).save(folder / f"{i}.png")
+    (root / "pictures" / "damaged.png").write_bytes(b"no picture")
+    words = WordTokenizer(("a", "drawing", "of", "twemoji", "fox"))
+    save_tiny_clip(TinyClip(words.vocab_size), words, root / "clip")
+    save_tiny_clip(TinyClip(words.vocab_size, seed=1), words, root / "other")
+    ImageToWord(64, 64, hidden=8).save(root / "mapper.safetensors")
+    ImageToWord(32, 64, hidden=8).save(root / "foreign.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(place):
+    with pytest.raises(SystemExit) as stop:
+        main(["index", str(place / "pictures"), "--model", str(place / "clip")])
+    assert stop.value.code == 0
+    return place / "pictures.index"
+
+
+def test_index_names_what_it_left_out(trialrun, place, tmp_path):
+    words = ["index", str(place / "pictures"), "--model", str(place / "clip"), "--out"]
+    code, out, err = trialrun(*words, str(tmp_path / "ix"))
+    assert code == 0
+    assert f"16 pictures in {tmp_path / 'ix'}, 1 could not be read" in out
+    assert "left out" in err
+    assert "damaged.png: cannot identify image file" in err
+    assert sorted(p.name for p in (tmp_path / "ix").iterdir()) == [
+        "index.json", "index.safetensors",
+    ]  # fmt: skip
+    code, out, _ = trialrun(*words, str(tmp_path / "ix"), "--json", "--batch", "5")
+    assert json.loads(out)["pictures"] == 16
+    again = PictureIndex.load(tmp_path / "ix")
+    clip, prepare, _ = load_clip(place / "clip")
+    with torch.no_grad():
+        own = clip.encode_image(prepare(Image.open(again.root / again.names[3]))[None])[0]
+    torch.testing.assert_close(again.features[3], own)
+
+
+def test_query_writes_a_contact_sheet_without_the_picture_asked_with(trialrun, place, index):
+    asked = place / "pictures" / "openmoji" / "3.png"
+    code, out, _ = trialrun(
+        "query", str(index), "a Twemoji drawing of *", "*", "--image", str(asked),
+        "--mapper", str(place / "mapper.safetensors"), "--top", "15", "--json",
+    )  # fmt: skip
+    assert code == 0
+    told = json.loads(out)
+    first, second = told["queries"]
+    assert (first["prompt"], second["prompt"]) == ("a Twemoji drawing of *", "*")
+    names = [name for _, name in first["hits"]]
+    assert len(names) == len(set(names)) == 15
+    assert str(asked) not in names
+    scores = [score for score, _ in first["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    with Image.open(told["sheet"]) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.size[0] > 900
+        assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 50
+
+
+def test_query_by_words_alone_needs_no_picture(trialrun, index, tmp_path):
+    code, out, _ = trialrun(
+        "query", str(index), "a drawing of a fox", "--top", "3", "--out", str(tmp_path / "x.png")
+    )
+    assert code == 0
+    assert out.splitlines()[0] == "a drawing of a fox"
+    assert len(out.splitlines()) == 5
+    assert (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a drawing of", "--image", "PIC", "--mapper", "MAP"], "holds no '*', but 1 image came"),
+        (["a * of *", "--image", "PIC", "--mapper", "MAP"], "holds 2 '*', but 1 image came"),
+        (["a *"], "holds 1 '*', but 0 images came"),
+        (["a *", "--image", "PIC"], "a picture in a sentence needs a mapper"),
+        (["a *", "--image", "PIC", "--mapper", "FOREIGN"], "it belongs to another model"),
+        (["a *", "--image", "gone.png", "--mapper", "MAP"], "gone.png cannot be read as a picture"),
+        (["a *", "--image", "PIC", "--mapper", "gone.safetensors"], "is not a file: name a mapper"),
+        (["a fox", "--model", "OTHER"], "the index was made with other weights"),
+        (["a fox", "--out", "hits.jpg"], "must be a .png file"),
+        (["a fox", "--top", "0"], "--top must be at least 1"),
+        ([], "give at least one sentence"),
+    ],
+)
+def test_what_cannot_be_asked_ends_in_one_sentence(trialrun, place, index, words, said):
+    names = {
+        "PIC": place / "pictures" / "openmoji" / "3.png",
+        "MAP": place / "mapper.safetensors",
+        "FOREIGN": place / "foreign.safetensors",
+        "OTHER": place / "other",
+    }
+    code, out, err = trialrun("query", str(index), *(str(names.get(w, w)) for w in words))
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["index", "nowhere"], "nowhere is not a folder"),
+        (["index", "EMPTY"], "holds no picture: expected files that end in .png"),
+        (["index", "PICTURES"], "needs the name of its weights (--pretrained openai)"),
+        (["index", "PICTURES", "--model", "EMPTY"], "holds no CLIP"),
+        (["query", "EMPTY", "a fox"], "holds no index: make one with trialrun index"),
+    ],
+)
+def test_what_cannot_be_indexed_ends_in_one_sentence(trialrun, place, tmp_path, words, said):
+    names = {"EMPTY": tmp_path, "PICTURES": place / "pictures"}
+    code, out, err = trialrun(*(str(names.get(w, w)) for w in words))
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_damaged_index_is_told(index, tmp_path):
+    for name in ("index.json", "index.safetensors"):
+        (tmp_path / name).write_bytes((index / name).read_bytes())
+    (tmp_path / "index.safetensors").write_bytes(b"x")
+    with pytest.raises(UsageError, match="holds a damaged index, make it anew"):
+        PictureIndex.load(tmp_path)
+
+
+def test_the_commands_load_no_torch_before_they_work():
+    """Also not where the command line is asked for help."""
+    code = (
+        "import sys, trialrun.cli.index, trialrun.cli.query\n"
+        "assert not {'torch', 'PIL', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_contact_sheet_grows_with_its_rows():
+    cell = Image.new("RGB", (200, 50), "red")
+    one = contact_sheet([("title", [cell], [(cell, "1")] * 3)], columns=4)
+    more = contact_sheet([("title", [cell], [(cell, "1")] * 9)], columns=4)
+    assert more.size[0] == one.size[0]
+    assert more.size[1] > 2 * one.size[1] - 60
