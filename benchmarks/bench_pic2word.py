@@ -1,7 +1,7 @@
 """Training the mapper from cached embeddings against encoding pictures each step; a query's time.
 
-The CLIP is transformers' at random weights, ViT-B/32 in shape with fewer layers where it says so; both
-sides of a row use the same one.
+The CLIP is transformers' at random weights, in the shape of ViT-B/32 with 4 of 12 layers in either
+tower; both sides of a row use the same one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 16
 LIMIT = (
     "a step from cached embeddings is the text tower forward and back on 6 tokens a picture (about "
     "6 x 3 x 2 x parameters operations); encoding pictures adds the image tower's forward pass on "
-    "50 patches a picture; memory of the cache is 4 x width bytes a picture; a query costs one pass "
+    "50 patches a picture; memory of the cache is 4 x width bytes a picture; a query is one pass "
     "of the text tower and one product with the table, linear in pictures"
 )
 
@@ -42,7 +42,7 @@ def base_clip() -> Clip:
 
 
 def words(texts: list[str]) -> Tensor:
-    """Read the few words that are needed by CLIP's own numbers, padded to 77."""
+    """Read the few words needed, by the numbers that CLIP gives them."""
     known = {"a": 320, "photo": 1125, "of": 539, "*": 265}
     out = torch.full((len(texts), 77), 49407)
     for row, text in zip(out, texts):
@@ -101,8 +101,8 @@ def main() -> None:
     )  # fmt: skip
     rows = [
         cached,
-        figure("pic2word training from cache", 2 * BATCH / cached["ours_seconds"], "pictures/s"),
-        figure("pic2word training from pictures", 2 * BATCH / cached["other_seconds"], "pictures/s"),
+        figure("pic2word, from cache", 2 * BATCH / cached["ours_seconds"], "pictures/s"),
+        figure("pic2word, from pictures", 2 * BATCH / cached["other_seconds"], "pictures/s"),
         compare(
             "pic2word step, padding cut off against all 77 tokens",
             fitting(clip, features, 1), untrimmed(clip, features), repeats=5, faster=True,
