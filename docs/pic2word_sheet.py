@@ -1,8 +1,8 @@
 """Draw docs/pic2word.png: held-out emoji found by "a {style} drawing of *" with a tiny CLIP.
 
 Run as ``python docs/pic2word_sheet.py``: about a minute and a half. The seed is 0, which no
-recorded run uses; the drawings asked with are those that stand evenly spaced in the list, so none was picked
-for its hits. ``--prepared FOLDER`` takes the CLIP and mapper that an earlier run left there.
+recorded run uses; the drawings asked with stand evenly spaced in the list of names, so none was
+picked for its hits. ``--prepared FOLDER`` takes the CLIP and mapper that an earlier run left there.
 """
 
 from __future__ import annotations

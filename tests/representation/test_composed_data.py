@@ -181,9 +181,13 @@ def test_coco_reads_the_authors_table_where_there_is_one(tmp_path):
     data = read_coco(tmp_path)
     assert data.prompts == ("a photo of * and dog and cat and red",)
     assert data.regions[0]().size == (4, 6)
-    (tmp_path / "coco_eval.csv").write_text("id,query_regions\nx,1;2\n")
-    with pytest.raises(UsageError, match="line 2, must have id, query_regions"):
-        read_coco(tmp_path)
+    for row in (
+        "id,query_regions\nx,1;2;3;4\n",
+        "id,query_regions,query_class,classes\nx,1;2,a,b\n",
+    ):
+        (tmp_path / "coco_eval.csv").write_text(row)
+        with pytest.raises(UsageError, match="line 2, must have id, query_regions"):
+            read_coco(tmp_path)
 
 
 def test_coco_draws_objects_by_its_seed(tmp_path):

@@ -303,9 +303,10 @@ def _coco_csv(root: Path, table: Path, split: str) -> list[tuple[Any, ...]]:
     with table.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
-                box = tuple(float(side) for side in row["query_regions"].split(";"))
+                left, top, right, bottom = map(float, row["query_regions"].split(";"))
                 others = tuple(name for name in (row["classes"] or "").split(";") if name)
-                region = Region(root / f"{split}_masked" / row["id"], box)  # type: ignore[arg-type]
+                place = root / f"{split}_masked" / row["id"]
+                region = Region(place, (left, top, right, bottom))
                 rows.append((row["id"], region, row["query_class"], others))
             except (KeyError, ValueError, AttributeError) as error:
                 raise UsageError(

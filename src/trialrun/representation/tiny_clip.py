@@ -312,7 +312,7 @@ def fit_tiny_clip(
         optimiser, float(lr), total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     # Convolutions of this size are a fifth faster with channels last.
-    model.visual.to(memory_format=torch.channels_last)
+    model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     losses = []
     batch = min(batch_size, len(images))
@@ -334,7 +334,7 @@ def fit_tiny_clip(
         losses.append(float(loss.detach()))
         if tick:
             tick(step, losses[-1])
-    model.visual.to(memory_format=torch.contiguous_format)
+    model.visual.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
     return torch.tensor(losses)
 
