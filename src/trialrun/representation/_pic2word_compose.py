@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from trialrun.representation._pic2word_clip import STAR, Clip, as_clip
+from trialrun.representation._pic2word_adapters import as_clip
+from trialrun.representation._pic2word_clip import STAR, Clip
 
 _CHUNK = 256
 

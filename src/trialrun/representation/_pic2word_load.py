@@ -21,7 +21,8 @@ from torch import Tensor
 
 from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
-from trialrun.representation._pic2word_clip import Clip, as_clip
+from trialrun.representation._pic2word_adapters import as_clip
+from trialrun.representation._pic2word_clip import Clip
 from trialrun.representation.tiny_clip import CONFIG, load_tiny_clip
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

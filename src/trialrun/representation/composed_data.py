@@ -10,9 +10,7 @@ Ours: COCO's query object is drawn by a seed, where the authors' script draws it
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,24 @@ from typing import Any
 from trialrun.representation import _pic2word_stack  # noqa: F401
 
 # isort: split
-import numpy as np
-from numpy.typing import NDArray
 
 from trialrun.core.errors import UsageError
-from trialrun.core.extras import need
-from trialrun.core.seeds import rng
-from trialrun.representation._pic2word_pictures import SUFFIXES, open_picture
+from trialrun.representation._pic2word_coco import Coco, Region, read_coco, read_json
+from trialrun.representation._pic2word_pictures import SUFFIXES
+
+__all__ = [
+    "DOMAINS",
+    "GARMENTS",
+    "Cirr",
+    "Coco",
+    "DomainPictures",
+    "FashionIq",
+    "Region",
+    "read_cirr",
+    "read_coco",
+    "read_fashion_iq",
+    "read_imagenet_r",
+]
 
 DOMAINS = ("cartoon", "origami", "toy", "sculpture")
 """ImageNet-R's domains that the published protocol asks for."""
@@ -70,83 +79,6 @@ class FashionIq:
 
 
 @dataclass(frozen=True)
-class Region:
-    """One object of a picture, all else white; calling it opens it.
-
-    ``box`` is left, top, right, bottom, in pixels; ``shapes`` are COCO's polygons or run lengths,
-    None where the picture has been masked before.
-    """
-
-    path: Path
-    box: Sequence[int | float]
-    shapes: Any = None
-
-    @property
-    def name(self) -> str:
-        """Return the file's name."""
-        return str(self.path)
-
-    def __call__(self) -> Any:
-        """Return the object as a PIL picture, cut out at its box.
-
-        Raises
-        ------
-        OSError
-            If the picture cannot be read.
-        """
-        need("PIL", extra="pictures")
-        from PIL import Image
-
-        picture = open_picture(self.path)
-        if self.shapes is not None:
-            mask = Image.fromarray(_painted(self.shapes, picture.size))
-            picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), mask)
-        left, top, right, bottom = (int(side) for side in self.box)
-        return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-
-
-def _painted(shapes: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    from PIL import Image, ImageDraw
-
-    width, height = size
-    if isinstance(shapes, Mapping):
-        runs = np.asarray(shapes["counts"], dtype=np.int64)
-        values = np.arange(len(runs)) % 2 * 255
-        flat = np.repeat(values, runs).astype(np.uint8)
-        if flat.size != width * height:
-            raise OSError(f"its run lengths cover {flat.size} pixels, not {width * height}")
-        return np.ascontiguousarray(flat.reshape(width, height).T)  # runs go down the columns
-    mask = Image.new("L", size)
-    for points in shapes:
-        ImageDraw.Draw(mask).polygon([float(value) for value in points], fill=255)
-    return np.asarray(mask)
-
-
-@dataclass(frozen=True)
-class Coco:
-    """COCO's object composition: an object of each picture and the classes of all."""
-
-    names: tuple[str, ...]
-    paths: tuple[Path, ...]
-    regions: tuple[Region, ...]
-    classes: tuple[str, ...]
-    others: tuple[tuple[str, ...], ...]
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Return the published sentences, which name the object's own class as well."""
-        return tuple(f"a photo of * and {rest}" for rest in self._rest())
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Return the sentences of the text baseline."""
-        return tuple(f"a photo of {rest}" for rest in self._rest())
-
-    def _rest(self) -> list[str]:
-        return [" and ".join((own, *more)) for own, more in zip(self.classes, self.others)]
-
-
-@dataclass(frozen=True)
 class DomainPictures:
     """ImageNet-R: drawn pictures by class and domain, and real ones to ask with."""
 
@@ -160,15 +92,6 @@ class DomainPictures:
     def prompt(domain: str) -> str:
         """Return the published sentence of a domain."""
         return f"a {domain} of *"
-
-
-def _json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{what} needs the file {path}, which is not there") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} is not valid JSON, fetch it anew: {error}") from error
 
 
 def _first_there(candidates: Sequence[Path]) -> Path:
@@ -210,7 +133,7 @@ def read_cirr(folder: str | Path, split: str = "val") -> Cirr:
     root = Path(folder)
     lists = root / "image_splits" / f"split.rc2.{split}.json"
     told = root / "captions" / f"cap.rc2.{split}.json"
-    places, entries = _json(lists, "CIRR"), _json(told, "CIRR")
+    places, entries = read_json(lists, "CIRR"), read_json(told, "CIRR")
     if not isinstance(places, dict) or not places:
         raise UsageError(f"{lists} must map names of pictures to their files")
     names = tuple(places)
@@ -248,10 +171,10 @@ def read_fashion_iq(folder: str | Path, garment: str, split: str = "val") -> Fas
     if garment not in GARMENTS:
         raise UsageError(f"garment must be one of {', '.join(GARMENTS)}, got {garment!r}")
     root = Path(folder)
-    names = tuple(_json(root / "image_splits" / f"split.{garment}.{split}.json", "Fashion-IQ"))
+    names = tuple(read_json(root / "image_splits" / f"split.{garment}.{split}.json", "Fashion-IQ"))
     file = f"cap.{garment}.{split}.json"
     told = _first_there([root / "captions" / file, root / "json" / file])
-    entries = _json(told, "Fashion-IQ")
+    entries = read_json(told, "Fashion-IQ")
     images = root / "images"
     paths = tuple(
         _first_there([images / f"{n}{s}" for s in (".png", ".jpg", ".jpeg")]) for n in names
@@ -267,88 +190,6 @@ def read_fashion_iq(folder: str | Path, garment: str, split: str = "val") -> Fas
         _places(names, _field(entries, "target", told), "targets"),
         tuple((first, second) for first, second in captions),
     )
-
-
-def read_coco(folder: str | Path, *, split: str = "val2017", seed: int = 0) -> Coco:
-    """Read COCO for object composition.
-
-    ``coco_eval.csv`` with ``val2017_masked/`` where the authors' script has made them; otherwise
-    ``annotations/instances_val2017.json``, of which one object is drawn for each picture among
-    those whose box covers less than half of it. Pictures lie in ``val2017/``.
-
-    Parameters
-    ----------
-    folder : path
-    split : str
-    seed : int
-        Of the draw.
-
-    Raises
-    ------
-    UsageError
-        If a list is missing or damaged, or holds no such object.
-    """
-    root = Path(folder)
-    table = root / "coco_eval.csv"
-    rows = _coco_csv(root, table, split) if table.is_file() else _coco_json(root, split, seed)
-    if not rows:
-        raise UsageError(f"{root} holds no picture with an object that covers less than half of it")
-    names, regions, classes, others = zip(*rows)
-    paths = tuple(root / split / name for name in names)
-    return Coco(names, paths, regions, classes, others)
-
-
-def _coco_csv(root: Path, table: Path, split: str) -> list[tuple[Any, ...]]:
-    rows = []
-    with table.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                left, top, right, bottom = map(float, row["query_regions"].split(";"))
-                others = tuple(name for name in (row["classes"] or "").split(";") if name)
-                place = root / f"{split}_masked" / row["id"]
-                region = Region(place, (left, top, right, bottom))
-                rows.append((row["id"], region, row["query_class"], others))
-            except (KeyError, ValueError, AttributeError) as error:
-                raise UsageError(
-                    f"{table}, line {number}, must have id, query_regions (x1;y1;x2;y2), "
-                    "query_class and classes"
-                ) from error
-    return rows
-
-
-def _coco_json(root: Path, split: str, seed: int) -> list[tuple[Any, ...]]:
-    path = root / "annotations" / f"instances_{split}.json"
-    told = _json(path, "COCO")
-    try:
-        names = {category["id"]: category["name"] for category in told["categories"]}
-        objects: dict[int, list[Any]] = {}
-        for entry in told["annotations"]:
-            objects.setdefault(entry["image_id"], []).append(entry)
-        images = sorted(told["images"], key=lambda image: image["id"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} must hold images, annotations and categories") from error
-    rows = []
-    for image in images:
-        there = objects.get(image["id"], [])
-        half = 0.5 * image["width"] * image["height"]
-        fit = [entry for entry in there if 0.05 < entry["bbox"][2] * entry["bbox"][3] < half]
-        fit = [entry for entry in fit if not _is_compressed(entry["segmentation"])]
-        if not fit:
-            continue
-        chosen = fit[int(rng(seed, "coco", image["id"]).integers(len(fit)))]
-        x, y, width, height = chosen["bbox"]
-        region = Region(
-            root / split / image["file_name"], (x, y, x + width, y + height), chosen["segmentation"]
-        )
-        own = names[chosen["category_id"]]
-        all_of_them = dict.fromkeys(names[entry["category_id"]] for entry in there)
-        others = tuple(name for name in all_of_them if name != own)
-        rows.append((image["file_name"], region, own, others))
-    return rows
-
-
-def _is_compressed(shapes: Any) -> bool:
-    return isinstance(shapes, Mapping) and isinstance(shapes["counts"], str)
 
 
 def read_imagenet_r(

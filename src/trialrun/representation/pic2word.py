@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_range
-from trialrun.representation._pic2word_clip import STAR, Clip, as_clip
+from trialrun.representation._pic2word_adapters import as_clip
+from trialrun.representation._pic2word_clip import STAR, Clip
 from trialrun.representation._pic2word_compose import (
     compose,
     compose_features,
@@ -35,7 +36,6 @@ from trialrun.representation._pic2word_compose import (
 )
 from trialrun.representation._pic2word_fit import (
     WordFit,
-    WordTraining,
     fit_image_to_word,
     symmetric_infonce,
 )
@@ -46,6 +46,7 @@ from trialrun.representation._pic2word_pictures import (
     embed_pictures,
     find_pictures,
 )
+from trialrun.representation._pic2word_run import WordTraining
 from trialrun.representation._pic2word_weights import read_mapper, write_mapper
 
 __all__ = [

@@ -16,106 +16,40 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DECIMALS = 6
+from trialrun.representation._ranking import (
+    DECIMALS,
+    cosine_scores,
+    mask_of,
+    matrix,
+    one_hot,
+    ranking,
+)
+
+__all__ = [
+    "BothWays",
+    "cirr_recall",
+    "cosine_scores",
+    "domain_conversion",
+    "fashion_iq_recall",
+    "map_at_r",
+    "paired_recall",
+    "ranking",
+    "recall_at_k",
+    "true_ranks",
+]
+
 _CHUNK = 512
 Ks = Sequence[int]
-
-
-def _matrix(name: str, values: Any) -> NDArray[np.floating]:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.double() if str(values.dtype) == "torch.float64" else values.float()
-    array = np.asarray(values)
-    wide: NDArray[np.floating] = array.astype(
-        np.float64 if array.dtype == np.float64 else np.float32, copy=False
-    )
-    if wide.ndim != 2:
-        raise ValueError(f"{name} must have shape (rows, columns), got {wide.shape}")
-    if not np.isfinite(wide).all():
-        bad = int(np.flatnonzero(~np.isfinite(wide).all(axis=1))[0])
-        raise ValueError(f"{name} must be finite, got something else in row {bad}")
-    return wide
-
-
-def cosine_scores(queries: ArrayLike, gallery: ArrayLike) -> NDArray[np.floating]:
-    """Return the cosine of every query with every item of the gallery, in float32 at least.
-
-    Parameters
-    ----------
-    queries : array (queries, embed)
-    gallery : array (items, embed)
-    """
-    left, right = _matrix("queries", queries), _matrix("gallery", gallery)
-    if left.shape[1] != right.shape[1]:
-        raise ValueError(
-            f"queries and gallery must have equal widths, got {left.shape[1]} and {right.shape[1]}"
-        )
-    tiny = np.finfo(np.float32).tiny
-    left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), tiny)
-    right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), tiny)
-    return left @ right.T
-
-
-def ranking(
-    scores: ArrayLike, *, relevant: ArrayLike | None = None, exclude: ArrayLike | None = None
-) -> NDArray[np.int64]:
-    """Order the gallery for every query, best first.
-
-    Parameters
-    ----------
-    scores : array (queries, items)
-        Higher is better. Ties (equal to six decimals) go by the item's number.
-    relevant : bool array (queries, items), optional
-        In a tie these stand last.
-    exclude : int array (queries,), optional
-        One item for each query that is not in its gallery (the query itself, the reference
-        picture), -1 for none. It comes last of all.
-
-    Examples
-    --------
-    >>> ranking([[0.5, 0.5, 0.9]], relevant=[[True, False, False]]).tolist()
-    [[2, 1, 0]]
-    """
-    wide = np.round(_matrix("scores", scores), DECIMALS)
-    keep = np.ones(wide.shape, dtype=bool)
-    if exclude is not None:
-        keep = ~_one_hot(exclude, wide.shape)
-    right = np.zeros(wide.shape, bool) if relevant is None else _mask(relevant, wide.shape)
-    return np.lexsort((right, -wide, ~keep), axis=-1)
-
-
-def _one_hot(exclude: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    chosen = np.asarray(exclude)
-    if chosen.shape != shape[:1] or chosen.dtype.kind not in "iu":
-        raise ValueError(
-            f"exclude must hold one item's number for each of {shape[0]} queries, got "
-            f"{chosen.dtype} of shape {chosen.shape}"
-        )
-    if chosen.size and not (chosen.min() >= -1 and chosen.max() < shape[1]):
-        raise ValueError(f"exclude must be in -1 ... {shape[1] - 1}, got {chosen.max()}")
-    out = np.zeros(shape, dtype=bool)
-    rows = np.flatnonzero(chosen >= 0)
-    out[rows, chosen[rows]] = True
-    return out
-
-
-def _mask(relevant: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    mask = np.asarray(relevant)
-    if mask.shape != shape or mask.dtype != bool:
-        raise ValueError(
-            f"relevant must be truth values of shape {shape}, got {mask.dtype} of {mask.shape}"
-        )
-    return mask
 
 
 def _hits(
     scores: ArrayLike, relevant: ArrayLike, exclude: ArrayLike | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Return relevance in ranked order, and how many items are relevant, for each query."""
-    wide = _matrix("scores", scores)
-    mask = _mask(relevant, wide.shape)
+    wide = matrix("scores", scores)
+    mask = mask_of(relevant, wide.shape)
     if exclude is not None:
-        mask = mask & ~_one_hot(exclude, wide.shape)
+        mask = mask & ~one_hot(exclude, wide.shape)
     total = mask.sum(axis=1)
     if not len(wide) or not total.all():
         where = f"query {int(np.flatnonzero(total == 0)[0])}" if len(wide) else "an empty table"
@@ -194,14 +128,14 @@ def true_ranks(
     target : int array (queries,)
     exclude : int array (queries,), optional
     """
-    wide = np.round(_matrix("scores", scores), DECIMALS)
+    wide = np.round(matrix("scores", scores), DECIMALS)
     wanted = np.asarray(target)
-    if not _one_hot(wanted, wide.shape).any(axis=1).all():
+    if not one_hot(wanted, wide.shape).any(axis=1).all():
         raise ValueError("target must name an item for every query, got -1")
     own = np.take_along_axis(wide, wanted[:, None], axis=1)
     better = wide >= own
     if exclude is not None:
-        better &= ~_one_hot(exclude, wide.shape)
+        better &= ~one_hot(exclude, wide.shape)
         if (np.asarray(exclude) == wanted).any():
             row = int(np.flatnonzero(np.asarray(exclude) == wanted)[0])
             raise ValueError(f"target and exclude must differ, got the same item for query {row}")
@@ -216,7 +150,7 @@ def _ranks_in_chunks(
     queries: ArrayLike, gallery: ArrayLike, target: Any, exclude: Any = None
 ) -> NDArray[np.int64]:
     """Rank targets without ever holding more than a slice of the score table."""
-    left, target = _matrix("queries", queries), np.asarray(target)
+    left, target = matrix("queries", queries), np.asarray(target)
     if target.shape != (len(left),) or not len(left):
         raise ValueError(f"target must name one item for each of {len(left)} queries")
     parts = []
@@ -267,7 +201,7 @@ def domain_conversion(
             f"gallery_classes and gallery_domains must be as many, got {len(items)} and "
             f"{len(domains)}"
         )
-    left, classes = _matrix("queries", queries), np.asarray(query_classes)
+    left, classes = matrix("queries", queries), np.asarray(query_classes)
     if len(left) != len(classes) or not len(left):
         raise ValueError(
             f"query_classes must be one for each of {len(left)} queries, got {len(classes)}"
@@ -300,7 +234,7 @@ def paired_recall(queries: ArrayLike, targets: ArrayLike, ks: Ks = (1, 5, 10)) -
     queries, targets : array (pairs, embed)
     ks : sequence of int
     """
-    left, right = _matrix("queries", queries), _matrix("targets", targets)
+    left, right = matrix("queries", queries), matrix("targets", targets)
     if len(left) != len(right):
         raise ValueError(f"queries and targets must be as many, got {len(left)} and {len(right)}")
     own = np.arange(len(left))
