@@ -2,8 +2,8 @@
 
 Run as ``python docs/pic2word_sheet.py``: about a minute, with fewer steps of training than ``full``
 takes. The seed is 0, which no recorded run uses; the drawings asked with stand evenly spaced in the
-list of names, so none was picked for its hits. ``--prepared FOLDER`` takes the CLIP and mapper that an
-earlier run left there.
+list of names, so none was picked for its hits. ``--prepared FOLDER`` takes the CLIP and mapper that
+an earlier run left there.
 """
 
 from __future__ import annotations

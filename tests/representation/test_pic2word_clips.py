@@ -209,7 +209,17 @@ for name in ("ViT-Z-14", "vit-b-32"):
         load_clip(name)
     except UsageError as error:
         print(error)
-clip, prepare, tokens = load_clip("RN50")
+made = []
+real = open_clip.create_model
+def spy(name, pretrained=None, **settings):
+    made.append((name, pretrained, settings))
+    return real(name, **settings)
+open_clip.create_model = spy
+model = load_clip("RN50", "openai", trained=True).clip.model
+assert made == [("RN50", "openai", {"force_quick_gelu": True})], made
+assert type(model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+clip, prepare, tokens = load_clip("RN50", None)
+assert made[-1][2] == {"force_quick_gelu": False}
 print(prepare.size, clip.embed_dim, clip.text_width, round(clip.logit_scale, 2))
 assert prepare.mode == "crop" and tokens(["*"])[0, 1] == 265
 """

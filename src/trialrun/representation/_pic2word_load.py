@@ -112,11 +112,18 @@ def _from_open_clip(name: str, pretrained: str | None) -> Loaded:
         near = [other for other in known if other.lower() == plain.lower()]
         hint = f"did you mean {near[0]}?" if near else "open_clip.list_models() lists them"
         raise UsageError(f"{name!r} is neither a folder, a hub id nor a model of open_clip: {hint}")
+    # Without this, OpenAI's weights would run with another activation than they were trained with,
+    # and open_clip only warns of it.
+    tag = library.pretrained.get_pretrained_cfg(plain, pretrained) if pretrained else {}
+    quick = bool(tag.get("quick_gelu")) or plain.endswith("-quickgelu")
     try:
-        model = library.create_model(plain, pretrained=pretrained).eval()
+        model = library.create_model(plain, pretrained=pretrained, force_quick_gelu=quick).eval()
     except (RuntimeError, OSError) as error:
         first = str(error).partition("\n")[0]
-        raise UsageError(f"weights {pretrained!r} of {plain} cannot be loaded: {first}") from error
+        raise UsageError(
+            f"weights {pretrained!r} of {plain} cannot be loaded (the network is off unless "
+            f"HF_HUB_OFFLINE=0 or --online): {first}"
+        ) from error
     told = getattr(model.visual, "preprocess_cfg", {})
     size = told.get("size", getattr(model.visual, "image_size", 224))
     size = size if isinstance(size, int) else size[0]
