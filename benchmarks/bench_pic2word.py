@@ -7,6 +7,7 @@ tower; both sides of a row use the same one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from trialrun.representation.pic2word import (
     compose_features,
     fit_image_to_word,
 )
+from trialrun.representation.picture_index import PictureIndex
 from trialrun.representation.retrieval import cosine_scores, ranking, true_ranks
 
 BATCH = 16
@@ -109,17 +111,18 @@ def main() -> None:
             at_least=3.0,
         ),
     ]  # fmt: skip
-    table = torch.randn(20_000, clip.embed_dim).numpy()
+    table = torch.randn(20_000, clip.embed_dim)
+    names = tuple(f"{i}.png" for i in range(len(table)))
+    index = PictureIndex(Path("pictures"), names, table, "base", None, "")
     mapper = ImageToWord(clip.embed_dim, clip.text_width).eval()
 
     def query() -> None:
-        made = compose_features(clip, mapper, features[:1], "a photo of *")
-        ranking(cosine_scores(made, table))
+        index.search(compose_features(clip, mapper, features[:1], "a photo of *")[0])
 
     def sentence() -> None:
         with torch.no_grad():
             made = clip.encode_text(clip.tokenize(["a photo of a"]))
-        ranking(cosine_scores(made, table))
+        index.search(made[0])
 
     asked = compare(
         "pic2word query from an embedding against a plain sentence, 20,000 pictures",

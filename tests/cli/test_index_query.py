@@ -15,6 +15,7 @@ from trialrun.material.emoji import load_emoji
 from trialrun.representation._pic2word_sheet import contact_sheet
 from trialrun.representation.pic2word import ImageToWord, load_clip
 from trialrun.representation.picture_index import PictureIndex
+from trialrun.representation.retrieval import cosine_scores, ranking
 from trialrun.representation.tiny_clip import TinyClip, WordTokenizer, save_tiny_clip
 
 
@@ -140,6 +141,21 @@ def test_what_cannot_be_indexed_ends_in_one_sentence(trialrun, place, tmp_path, 
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_search_is_the_plain_ordering_with_ties_by_name(tmp_path):
+    rows = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    rows[100:200] = rows[7]  # a hundred and one equal pictures
+    names = tuple(f"{i:03}.png" for i in range(300))
+    held = PictureIndex(tmp_path, names, rows, "m", None, "")
+    query = rows[7] + 0.01
+    for top in (1, 5, 150, 300, 400):
+        plain = ranking(cosine_scores(query[None], rows))[0]
+        hits = held.search(query, top=top)
+        assert [hit.path.name for hit in hits] == [names[i] for i in plain[:top]]
+    fewer = held.search(query, top=300, without=[tmp_path / "007.png", tmp_path / "250.png"])
+    assert len(fewer) == 298
+    assert fewer[0].path.name == "100.png"
 
 
 def test_a_damaged_index_is_told(index, tmp_path):

@@ -11,12 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trialrun.representation import _pic2word_stack  # noqa: F401
 
 # isort: split
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -30,7 +32,7 @@ from trialrun.representation._pic2word_load import Loaded
 from trialrun.representation._pic2word_pictures import embed_pictures, find_pictures, open_picture
 from trialrun.representation._pic2word_sheet import contact_sheet
 from trialrun.representation.pic2word import ImageToWord
-from trialrun.representation.retrieval import cosine_scores, ranking
+from trialrun.representation.retrieval import DECIMALS
 
 FORMAT = "trialrun-picture-index-1"
 _TABLE, _TOLD = "index.safetensors", "index.json"
@@ -112,6 +114,10 @@ class PictureIndex:
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"{place} holds a damaged index, make it anew: {error}") from error
 
+    @cached_property
+    def _table(self) -> Tensor:
+        return unit(self.features)
+
     def search(
         self, query: Float[Tensor, embed], *, top: int = 12, without: Sequence[str | Path] = ()
     ) -> tuple[Hit, ...]:
@@ -125,13 +131,16 @@ class PictureIndex:
                 f"{query.shape[-1]}"
             )
         out = {Path(path).resolve() for path in without}
-        scores = cosine_scores(query[None], self.features)
-        order = ranking(scores)[0]
+        scores = (self._table @ unit(query.cpu())).numpy()
+        best = np.round(scores, DECIMALS)
+        wanted = min(top + len(out), len(best))
+        # Only what can be among the first is sorted; stable, so that ties go by name.
+        chosen = np.flatnonzero(best >= np.partition(best, -wanted)[-wanted])
         hits: list[Hit] = []
-        for i in order.tolist():
+        for i in chosen[np.argsort(-best[chosen], kind="stable")].tolist():
             path = self.root / self.names[i]
             if path.resolve() not in out:
-                hits.append(Hit(len(hits) + 1, float(scores[0, i]), path))
+                hits.append(Hit(len(hits) + 1, float(scores[i]), path))
             if len(hits) == top:
                 break
         return tuple(hits)

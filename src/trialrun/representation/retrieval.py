@@ -26,6 +26,7 @@ from trialrun.representation._ranking import (
 )
 
 __all__ = [
+    "DECIMALS",
     "BothWays",
     "cirr_recall",
     "cosine_scores",
