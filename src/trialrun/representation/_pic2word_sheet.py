@@ -29,12 +29,12 @@ def _thumb(picture: Any) -> Any:
     return cell
 
 
-def _fitting(draw: Any, font: Any, text: str, width: int, *, end: bool = False) -> str:
-    """Shorten a text to a width, at its beginning if ``end`` matters (file names)."""
+def _fitting(draw: Any, font: Any, text: str, width: int) -> str:
+    """Shorten a text to a width at its end; rank and score stand at its beginning."""
     if draw.textlength(text, font=font) <= width:
         return text
     for n in range(len(text) - 1, 0, -1):
-        short = "…" + text[-n:] if end else text[:n] + "…"
+        short = text[:n] + "…"
         if draw.textlength(short, font=font) <= width:
             return short
     return "…"
@@ -72,7 +72,7 @@ def contact_sheet(
     def put(picture: Any, caption: str, x: int, y: int, ink: tuple[int, int, int]) -> None:
         sheet.paste(_thumb(picture), (x, y))
         draw.rectangle((x - 1, y - 1, x + _CELL, y + _CELL), outline=_FRAME)
-        text = _fitting(draw, font, caption, _CELL, end=True)
+        text = _fitting(draw, font, caption, _CELL)
         draw.text((x, y + _CELL + 1), text, font=font, fill=ink)
 
     top = _GAP
