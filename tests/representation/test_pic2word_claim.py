@@ -73,6 +73,43 @@ def test_all_arms_of_a_seed_share_one_clip_and_agree_with_themselves(ctx):
     assert better == max(parts)
 
 
+def test_the_weighted_sum_is_chosen_on_training_drawings_alone(ctx, monkeypatch):
+    train, test = world._emoji(ctx)
+    seen, held = world.training_world(ctx), world.world_of(ctx)
+    assert set(seen.held_out.code_points) <= set(train.code_points)
+    assert len(seen.held_out) == len(test)
+    places = [train.code_points.index(c) for c in seen.held_out.code_points]
+    assert torch.equal(seen.test.view(len(test), 3, -1), held.train.view(-1, 3, 64)[places])
+    # Whatever the held-out drawings say, the share is the same; each arm is one run on them.
+    found = {s: claim._weighted(seen, s).points["value"] for s in claim.WEIGHTS}
+    best = max(found, key=lambda s: (found[s], -s))
+    done = claim.weighted(ctx)
+    assert done.extra["share of the picture"] == best
+    assert done.points == claim._weighted(held, best).points
+    monkeypatch.setattr(claim, "world_of", lambda _: replace(held, test=-held.test))
+    assert claim.weighted(ctx).extra["share of the picture"] == best
+
+
+def test_the_weighted_sum_holds_the_plain_sum_and_both_parts(ctx):
+    arms, held = TRIAL.arms["composition"], world.world_of(ctx)
+    for share, name in ((0.0, "text"), (0.5, "mixture"), (1.0, "image")):
+        assert share in claim.WEIGHTS
+        assert claim._weighted(held, share).points == arms[name](ctx).points
+    with pytest.raises(ValueError, match="share must be at least 0 and at most 1, got 2"):
+        claim.weighted_mixture(torch.eye(2), torch.eye(2), 2)
+
+
+def test_every_arm_prints_chance_within_the_style_and_the_control_its_distance(ctx):
+    arms = TRIAL.arms["composition"]
+    n = len(world.world_of(ctx).held_out)
+    for name in ("composed", "text", "true-name", "weighted-mixture"):
+        assert arms[name](ctx).extra["chance within the right style"] == min(100, 1000 / n)
+    torn, ours = arms["permuted"](ctx), arms["composed"](ctx)
+    lead = ours.points["value"] - torn.points["value"]
+    assert torn.extra["composed minus permuted"] == pytest.approx(lead)
+    assert "composed minus permuted" not in arms["mse"](ctx).extra
+
+
 def test_rank_fusion_adds_reciprocal_ranks(ctx):
     scores = np.array([[0.1, 0.9, 0.5]])
     assert claim._places(scores).tolist() == [[2.0, 0.0, 1.0]]

@@ -33,6 +33,7 @@ from trialrun.representation._pic2word_compose import (
     mixture,
     nearest_words,
     text_only,
+    weighted_mixture,
 )
 from trialrun.representation._pic2word_fit import (
     WordFit,
@@ -69,6 +70,7 @@ __all__ = [
     "nearest_words",
     "symmetric_infonce",
     "text_only",
+    "weighted_mixture",
 ]
 
 

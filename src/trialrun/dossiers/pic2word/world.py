@@ -8,7 +8,7 @@ own. Neither CLIP nor mapper has seen a held-out code point in any style.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trialrun.claims.contract import Budget, Context, Measurement
-from trialrun.core.seeds import split
+from trialrun.core.seeds import rng, split
 from trialrun.material.emoji import EmojiSet, load_emoji
 from trialrun.representation.pic2word import (
     Clip,
@@ -171,6 +171,18 @@ def world_of(ctx: Context) -> World:
     return World(as_clip(model, words), words, held["train"], held["test"], test)
 
 
+def training_world(ctx: Context) -> World:
+    """Return the same CLIP with training drawings to ask with and to find.
+
+    As many code points as are held out, so that either gallery is as hard to find something in.
+    """
+    world, (train, test) = world_of(ctx), _emoji(ctx)
+    n = min(len(train), len(test))
+    some = np.sort(rng(ctx.seed, "training drawings").permutation(len(train))[:n])
+    rows = world.train.view(len(train), len(train.styles), -1)[torch.from_numpy(some)]
+    return replace(world, test=rows.flatten(0, 1), held_out=train.take(some))
+
+
 def mapper_of(ctx: Context) -> ImageToWord:
     """Return the mapper that `prepare` trained for this seed."""
     return ImageToWord.load(ctx.prepared("clip") / "mapper.safetensors")
@@ -194,6 +206,8 @@ def measure(world: World, scorer: Scorer, *, vectors: bool = True) -> Measuremen
     every = np.concatenate(ranks)
     for top in (1, 5, 50):
         extra[f"recall at {top}"] = recall(every, top)
+    # What an arm scores that knows the style asked for and nothing of the thing.
+    extra["chance within the right style"] = min(100.0, 100 * TOP / n)
     return Measurement.of(recall(every, TOP), n=len(every), **extra)
 
 
