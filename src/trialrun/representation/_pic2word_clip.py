@@ -10,6 +10,7 @@ and is cut off before the tower runs: "a photo of" and a pseudo-word are 6 token
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -186,3 +187,18 @@ class Clip:
 
     def _text_features(self, ids: Tensor, words: Tensor | None, at: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+
+def tensor_digest(**tensors: Tensor) -> str:
+    """Return a digest of tensors and their names, the same on every machine."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def weights_digest(clip: Clip) -> str:
+    """Return a digest of a model's weights, the same on every machine."""
+    return tensor_digest(**clip.model.state_dict())

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trialrun.core.seeds import split
-from trialrun.core.shapes import check_range
 from trialrun.representation._pic2word_adapters import as_clip
-from trialrun.representation._pic2word_clip import Clip
+from trialrun.representation._pic2word_clip import Clip, tensor_digest, weights_digest
 from trialrun.representation._pic2word_compose import unit
 from trialrun.representation._pic2word_pictures import embed_batches
-from trialrun.representation._pic2word_run import Run, WordTraining, joined
+from trialrun.representation._pic2word_run import Run, WordTraining, check_whole, joined
 
 
 class WordFit(NamedTuple):
@@ -75,15 +74,21 @@ def _features_of(clip: Clip, images: Tensor | Iterable[Any]) -> Tensor:
         )
     if len(features) < 2:
         raise ValueError(f"at least 2 pictures are needed to tell apart, got {len(features)}")
+    return _usable(features, "embeddings").to(clip.device)
+
+
+def _usable(features: Tensor, what: str) -> Tensor:
     bad = (~torch.isfinite(features).all(dim=1)).nonzero()
     if len(bad):
         raise ValueError(
-            f"embeddings must be finite, got {len(bad)} that are not, the first at row "
+            f"{what} must be finite, got {len(bad)} that are not, the first at row "
             f"{int(bad[0])}: encode those pictures in float32 or leave them out"
         )
-    return features.to(clip.device)
+    # What was made in inference mode cannot be saved for a backward pass, a copy can.
+    return features.detach().clone() if features.is_inference() else features.detach()
 
 
+@torch.inference_mode(False)
 def fit_image_to_word(
     mapper: nn.Module,
     clip: Any,
@@ -117,7 +122,8 @@ def fit_image_to_word(
         Embeddings that the sentences must find, where they are not the pictures' own.
     checkpoint : path, optional
         A safetensors file written every ``save_every`` steps and at the end. If it is there and of
-        the same run, training goes on from it and ends with the same bits.
+        the same run (settings, seed, prompt, mapper, and digests of embeddings, targets and CLIP),
+        training goes on from it and ends with the same bits; of another run it is refused.
     save_every : int, at least 1
         In steps.
     seed : int
@@ -131,7 +137,9 @@ def fit_image_to_word(
     ------
     ValueError
         If the prompt holds a ``*`` or fills the context, or embeddings have another width, are
-        fewer than two or not finite.
+        fewer than two or not finite, as targets must be.
+    UsageError
+        If the checkpoint is damaged or of another run.
 
     Examples
     --------
@@ -146,7 +154,7 @@ def fit_image_to_word(
     (4, 4)
     """
     clip, training = as_clip(clip, tokenizer), training or WordTraining()
-    check_range("save_every", save_every, low=1)
+    check_whole("save_every", save_every, low=1)
     if "*" in prompt:
         raise ValueError(
             f"the training prompt takes its word at the end and no '*', got {prompt!r}"
@@ -156,16 +164,24 @@ def fit_image_to_word(
         raise ValueError(
             f"targets must have shape {tuple(features.shape)}, got {tuple(targets.shape)}"
         )
-    wanted = unit(features if targets is None else targets.to(clip.device))
+    aims = features if targets is None else _usable(targets, "targets").to(clip.device)
+    wanted = unit(aims)
+    ids, at = clip.insert_at_end(clip.tokenize([prompt]))
     mapper.to(clip.device).train()
     dtype = next(mapper.parameters()).dtype
-    run = Run(mapper, training, len(features), seed)
-    ids, at = clip.insert_at_end(clip.tokenize([prompt]))
     path = None if checkpoint is None else Path(checkpoint)
-    losses = run.resume(path, prompt) if path and path.is_file() else []
+    told = {"prompt": prompt}
+    if path:
+        told |= {
+            "embeddings": tensor_digest(features=features),
+            "targets": tensor_digest(targets=aims),
+            "CLIP": weights_digest(clip),
+        }
+    run = Run(mapper, training, len(features), seed, told)
+    losses = run.resume(path) if path and path.is_file() else []
     begun, scale = len(losses), clip.logit_scale
     devices = [clip.device] if clip.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), clip.frozen():
+    with torch.random.fork_rng(devices=devices), clip.frozen(), torch.enable_grad():
         for step in range(begun, run.steps):
             torch.manual_seed(split(seed, "dropout", step))
             rows = run.rows(step).to(clip.device)
@@ -180,8 +196,8 @@ def fit_image_to_word(
             run.update(loss, step)
             losses.append(loss.detach())  # not read here: that would wait for the device
             if path and (step + 1) % save_every == 0 and step + 1 < run.steps:
-                run.save(path, prompt, step + 1, losses)
+                run.save(path, step + 1, losses)
     if path and begun < run.steps:
-        run.save(path, prompt, run.steps, losses)
+        run.save(path, run.steps, losses)
     mapper.eval()
     return WordFit(joined(losses), run.steps, len(features), begun)

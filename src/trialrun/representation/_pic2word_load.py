@@ -27,7 +27,9 @@ from trialrun.representation.tiny_clip import CONFIG, load_tiny_clip
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_NO_FILE = (OSError, ValueError, KeyError)
+_NO_FILE = (OSError, ValueError, KeyError, RuntimeError)
+_SLIVER = 16
+_LOST = ("missing_keys", "mismatched_keys")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Preprocess:
     mean, std : three floats
         Of the channels, on a scale of 0 to 1; CLIP's own by default.
     mode : {"crop", "squash"}
-        ``crop`` brings the shorter side to ``size`` and keeps the middle; ``squash`` stretches.
+        ``crop`` brings the shorter side to ``size`` and keeps the middle, rounded as torchvision
+        rounds; ``squash`` stretches. Where one side is more than 16 times the other, the middle is
+        cut out before it is resized, so that a sliver takes no more room than a picture.
     """
 
     size: int
@@ -60,14 +64,26 @@ class Preprocess:
             wide, high = self.size, self.size
         else:
             short = min(width, height)
-            wide, high = (max(self.size, round(side * self.size / short)) for side in picture.size)
+            if max(width, height) > _SLIVER * short:
+                picture = _middle(picture, _SLIVER * short)
+            short = min(picture.size)
+            wide, high = (
+                self.size if side == short else int(self.size * side / short)
+                for side in picture.size
+            )
         if (wide, high) != picture.size:
             picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
-        left, top = (wide - self.size) // 2, (high - self.size) // 2
+        left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
         picture = picture.crop((left, top, left + self.size, top + self.size))
         pixels = np.asarray(picture, dtype=np.float32) / 255
         pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _middle(picture: Any, long: int) -> Any:
+    width, height = picture.size
+    left, top = max(0, (width - long) // 2), max(0, (height - long) // 2)
+    return picture.crop((left, top, left + min(width, long), top + min(height, long)))
 
 
 class Loaded(NamedTuple):
@@ -87,21 +103,52 @@ def _from_tiny(folder: Path) -> Loaded:
 def _from_transformers(name: str) -> Loaded:
     transformers = need("transformers", extra="backbones")
     try:
-        model = transformers.CLIPModel.from_pretrained(name).eval()
+        kind = transformers.AutoConfig.from_pretrained(name).model_type
+        if kind != "clip":
+            raise UsageError(
+                f"{name!r} must be a CLIP (model_type clip), got {kind!r}: its weights do not fit"
+            )
+        model, told = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        file = transformers.utils.cached_file(
+            name,
+            "preprocessor_config.json",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except UsageError:
+        raise
     except _NO_FILE as error:
         first = str(error).partition("\n")[0]
         raise UsageError(
             f"{name!r} cannot be loaded as a transformers CLIP (the network is off unless "
             f"HF_HUB_OFFLINE=0): {first}"
         ) from error
-    size, mean, std = model.config.vision_config.image_size, _MEAN, _STD
-    told = Path(name) / "preprocessor_config.json"
-    if told.is_file():
-        held = json.loads(told.read_text(encoding="utf-8"))
-        mean, std = held.get("image_mean", mean), held.get("image_std", std)
-    clip = as_clip(model, tokenizer)
-    return Loaded(clip, Preprocess(size, tuple(mean), tuple(std)), clip.tokenizer)
+    wrong = sorted(str(key) for part in _LOST for key in told.get(part) or ())
+    if wrong:
+        raise UsageError(
+            f"{name!r} lacks {len(wrong)} of a CLIP's weights, which would be random, the first "
+            f"{wrong[0]}: fetch the model anew"
+        )
+    mean, std = _told(file) if file else (_MEAN, _STD)
+    clip = as_clip(model.eval(), tokenizer)
+    prepare = Preprocess(model.config.vision_config.image_size, mean, std)
+    return Loaded(clip, prepare, clip.tokenizer)
+
+
+def _told(file: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of channels that a model's own file names."""
+    try:
+        held = json.loads(Path(file).read_text(encoding="utf-8"))
+        mean = tuple(float(value) for value in held.get("image_mean") or _MEAN)
+        std = tuple(float(value) for value in held.get("image_std") or _STD)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("image_mean and image_std")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{file} must be JSON with image_mean and image_std of three numbers: {error}"
+        ) from error
+    return mean, std
 
 
 def _from_open_clip(name: str, pretrained: str | None) -> Loaded:
@@ -158,10 +205,12 @@ def load_clip(
     Raises
     ------
     UsageError
-        If there is no such model, or its weights cannot be loaded.
+        If there is no such model, it is no CLIP, its weights cannot be loaded or some of them are
+        not there, or there is no such device.
     MissingExtra
         If open_clip or transformers is needed and not installed.
     """
+    _check_device(device)
     text, folder = str(name), Path(name)
     if folder.is_dir():
         if (folder / CONFIG).is_file():
@@ -183,3 +232,16 @@ def load_clip(
         loaded = _from_open_clip(text, pretrained)
     loaded.clip.model.to(device)
     return loaded
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"device must be cpu or cuda, got {device!r}") from error
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device must be cpu or cuda, got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} is not there: no CUDA GPU is at hand, use cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device {device!r} is not there: use cpu")

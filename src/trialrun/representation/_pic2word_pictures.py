@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from trialrun.representation import _pic2word_stack  # noqa: F401
 
 # isort: split
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +21,10 @@ from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.representation._pic2word_clip import Clip
 
+_DAMAGED = (
+    ValueError, SyntaxError, EOFError, struct.error, KeyError, IndexError, TypeError,
+    AttributeError, OverflowError, ZeroDivisionError, MemoryError, NotImplementedError,
+)  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -71,10 +77,12 @@ def find_pictures(folder: str | Path) -> tuple[Path, ...]:
 def open_picture(path: str | Path) -> Any:
     """Open a picture as RGB on white, upright, fully decoded.
 
+    Grey of 16 bits is scaled to 8.
+
     Raises
     ------
     OSError
-        If it is missing or damaged.
+        If it is missing or damaged, or its values have no known white (32 bits, floats).
     """
     need("PIL", extra="pictures")
     from PIL import Image, ImageOps
@@ -85,15 +93,33 @@ def open_picture(path: str | Path) -> Any:
             if picture.mode == "RGB":
                 picture.load()
                 return picture.copy()
-            layered = picture.convert("RGBA")
+            layered = _eight_bits(picture).convert("RGBA")
     except FileNotFoundError as error:
         raise OSError("no such file") from error
-    # PIL raises all of these for files that are cut short, bombs or no pictures.
-    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    # PIL's readers raise all of these for files that are cut short, corrupt or no pictures.
+    except _DAMAGED as error:
         raise OSError(str(error) or type(error).__name__) from error
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
     white = Image.new("RGBA", layered.size, "white")
     white.alpha_composite(layered)
     return white.convert("RGB")
+
+
+def _eight_bits(picture: Any) -> Any:
+    """Scale grey of 16 bits, which PIL would cut off at 255."""
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise ValueError("it holds floats, whose white is not known: save it with 8 or 16 bits")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"it holds {low} to {high}, whose white is not known: save it with 8 bits")
+    # PIL opens 16-bit PNGs as "I;16" or, in older versions, "I".
+    return Image.fromarray((values * 255 / 65535).round().astype(np.uint8))
 
 
 def _say(skipped: Sequence[tuple[str, str]], asked: int) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from trialrun.representation import _pic2word_stack  # noqa: F401
 
@@ -21,6 +24,12 @@ from trialrun.core.shapes import check_range
 
 _WARMUP = 10_000
 _OBJECTIVES = ("contrastive", "mse")
+
+
+def check_whole(name: str, value: Any, *, low: int) -> None:
+    """Raise a ValueError that names the argument unless it is a whole number from ``low`` on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise ValueError(f"{name} must be at least {low} and a whole number, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +72,12 @@ class WordTraining:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        check_range("epochs", self.epochs, low=1)
-        check_range("batch_size", self.batch_size, low=2)
+        check_whole("epochs", self.epochs, low=1)
+        check_whole("batch_size", self.batch_size, low=2)
         check_range("lr", self.lr, low=0)
         check_range("weight_decay", self.weight_decay, low=0)
         if self.warmup is not None:
-            check_range("warmup", self.warmup, low=0)
+            check_whole("warmup", self.warmup, low=0)
         if self.objective not in _OBJECTIVES:
             raise ValueError(
                 f"objective must be one of {', '.join(_OBJECTIVES)}, got {self.objective!r}"
@@ -83,10 +92,21 @@ class WordTraining:
 
 
 class Run:
-    """One training run: optimiser, order of pictures and, if asked for, a checkpoint."""
+    """One training run: optimiser, order of pictures and, if asked for, a checkpoint.
 
-    def __init__(self, mapper: nn.Module, training: WordTraining, n: int, seed: int) -> None:
-        self.mapper, self.training, self.n, self.seed = mapper, training, n, seed
+    ``told`` is what else makes a run this run and no other: prompt, and digests of the pictures'
+    embeddings, of the targets and of the CLIP. A checkpoint of another one is refused.
+    """
+
+    def __init__(
+        self, mapper: nn.Module, training: WordTraining, n: int, seed: int, told: Mapping[str, Any]
+    ) -> None:
+        self.mapper, self.training, self.n = mapper, training, n
+        self.seed = seed
+        shapes = {name: list(weight.shape) for name, weight in mapper.named_parameters()}
+        dropout = [part.p for part in mapper.modules() if isinstance(part, nn.Dropout)]
+        every = asdict(training) | {"n": n, "seed": seed, "mapper": shapes, "dropout": dropout}
+        self.told = json.dumps(every | dict(told), sort_keys=True)
         self.batch = min(training.batch_size, n)
         self.per_epoch = n // self.batch
         self.steps = training.epochs * self.per_epoch
@@ -121,11 +141,7 @@ class Run:
         loss.backward()
         self.optimiser.step()
 
-    def _told(self, prompt: str) -> str:
-        told = asdict(self.training) | {"n": self.n, "seed": self.seed, "prompt": prompt}
-        return json.dumps(told, sort_keys=True)
-
-    def save(self, path: Path, prompt: str, step: int, losses: list[Tensor]) -> None:
+    def save(self, path: Path, step: int, losses: list[Tensor]) -> None:
         """Write weights, AdamW's state and the step in one move."""
         tensors = {f"weight.{k}": v for k, v in self.mapper.state_dict().items()}
         for i, weight in enumerate(self.weights):
@@ -135,10 +151,18 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".part")
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(plain, beside, metadata={"step": str(step), "run": self._told(prompt)})
+        save_file(plain, beside, metadata={"step": str(step), "run": self.told})
         beside.replace(path)
 
-    def resume(self, path: Path, prompt: str) -> list[Tensor]:
+    def _differing(self, told: str) -> list[str]:
+        try:
+            there = json.loads(told)
+        except ValueError:
+            return []
+        own = json.loads(self.told)
+        return sorted(name for name in own if there.get(name) != own[name])
+
+    def resume(self, path: Path) -> list[Tensor]:
         """Take up what `save` left; return the losses so far."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -146,10 +170,11 @@ class Run:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UsageError(f"{path} is damaged, delete it to begin anew: {error}") from error
-        if told.get("run") != self._told(prompt):
+        if told.get("run") != self.told:
+            other = ", ".join(self._differing(told.get("run", ""))) or "layout"
             raise UsageError(
-                f"{path} belongs to a run with other settings, prompt, seed or number of pictures: "
-                "name another checkpoint or delete this one"
+                f"{path} belongs to another run (other {other}): name another checkpoint or delete "
+                "this one"
             )
         named = {k.removeprefix("weight."): v for k, v in tensors.items() if "weight." in k[:7]}
         self.mapper.load_state_dict(named)

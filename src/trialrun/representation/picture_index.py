@@ -7,8 +7,8 @@ so that a query made with other weights is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trialrun.core.errors import UsageError
-from trialrun.representation._pic2word_clip import STAR, Clip
+from trialrun.representation._pic2word_clip import STAR, weights_digest
 from trialrun.representation._pic2word_compose import compose, text_only, unit
 from trialrun.representation._pic2word_load import Loaded
 from trialrun.representation._pic2word_pictures import embed_pictures, find_pictures, open_picture
@@ -144,16 +144,6 @@ class PictureIndex:
             if len(hits) == top:
                 break
         return tuple(hits)
-
-
-def weights_digest(clip: Clip) -> str:
-    """Return a digest of a model's weights, the same on every machine."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def build_index(
