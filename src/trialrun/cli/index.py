@@ -9,8 +9,29 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
+from trialrun.core.errors import UsageError
+
 _SEARCH = "trialrun.representation.picture_index"
 _LOAD = "trialrun.representation.pic2word"
+
+
+def beside(folder: str) -> Path:
+    """Return FOLDER.index beside the folder, whatever way it is written (., .., a/)."""
+    place = Path(folder).resolve()
+    if place.name == "":
+        raise UsageError(f"{folder} has no place beside it: name the index with --out")
+    return (
+        place.with_name(f"{place.name}.index")
+        if Path(folder).name in ("", "..")
+        else Path(f"{Path(folder)}.index")
+    )
+
+
+def kept_path(pretrained: str | None) -> str | None:
+    """Return a file of weights by its full path, so that a query finds it from anywhere."""
+    return (
+        str(Path(pretrained).resolve()) if pretrained and Path(pretrained).is_file() else pretrained
+    )
 
 
 def index(
@@ -51,9 +72,13 @@ def index(
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     search, loading = import_module(_SEARCH), import_module(_LOAD)
+    if batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {batch}")
+    place = Path(out) if out else beside(folder)
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"--out {place} is a file: name a folder to write the index to")
     search.find_pictures(folder)  # a wrong folder is told before a model is loaded
     loaded = loading.load_clip(model, pretrained, device=device, trained=True)
-    place = Path(out) if out else Path(f"{folder.rstrip('/')}.index")
     lively = sys.stderr.isatty()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is left out is printed below
@@ -61,7 +86,7 @@ def index(
             loaded,
             folder,
             model=str(Path(model).resolve()) if Path(model).is_dir() else model,
-            pretrained=pretrained,
+            pretrained=kept_path(pretrained),
             batch_size=batch,
             tick=(lambda n: print(f"\r{n} pictures", end="", file=sys.stderr)) if lively else None,
         )

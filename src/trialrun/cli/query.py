@@ -65,6 +65,8 @@ def query(
     if online:
         os.environ["HF_HUB_OFFLINE"] = "0"
     search, loading = import_module(_SEARCH), import_module(_LOAD)
+    sheet = Path(out) if out else Path(index) / "hits.png"
+    search.check_sheet(sheet)
     held = search.PictureIndex.load(index)
     word = loading.ImageToWord.load(mapper) if mapper else None
     loaded = loading.load_clip(
@@ -74,9 +76,8 @@ def query(
         found = search.ask(held, loaded, prompts, images=image, mapper=word, top=top)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    sheet = Path(out) if out else Path(index) / "hits.png"
-    search.draw_hits(found, image, sheet)
     if json:
+        search.draw_hits(found, image, sheet)
         rows = [
             {"prompt": one.prompt, "hits": [(hit.score, str(hit.path)) for hit in one.hits]}
             for one in found
@@ -87,5 +88,6 @@ def query(
         print(one.prompt)
         for hit in one.hits:
             print(f"  {hit.rank:>3}  {hit.score:6.3f}  {hit.path}")
+    search.draw_hits(found, image, sheet)
     print(f"contact sheet: {sheet}")
     return 0

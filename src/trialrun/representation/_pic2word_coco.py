@@ -98,7 +98,13 @@ class Coco:
         return tuple(f"a photo of {rest}" for rest in self._rest())
 
     def _rest(self) -> list[str]:
-        return [" and ".join((own, *more)) for own, more in zip(self.classes, self.others)]
+        every = ((own, *more) for own, more in zip(self.classes, self.others))
+        return [" and ".join(starless(name) for name in names) for names in every]
+
+
+def starless(caption: str) -> str:
+    """Take out every ``*`` that a caption holds of its own, which would stand for a picture."""
+    return " ".join(caption.replace("*", " ").split()) if "*" in caption else caption
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -109,6 +115,42 @@ def read_json(path: Path, what: str) -> Any:
         raise UsageError(f"{what} needs the file {path}, which is not there") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} is not valid JSON, fetch it anew: {error}") from error
+
+
+def field(
+    entry: Any, key: str, kind: type | tuple[type, ...], path: Path, number: int | None = None
+) -> Any:
+    """Return one field of one entry of a list, which must be there and of a kind.
+
+    Raises
+    ------
+    UsageError
+        Naming the file, the entry and the field.
+    """
+    where = str(path) if number is None else f"{path}, entry {number}"
+    names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    if not isinstance(entry, Mapping):
+        raise UsageError(f"{where} must be an object with {key!r}, got a {type(entry).__name__}")
+    if key not in entry:
+        raise UsageError(f"{where} must hold {key!r} ({names}), got {', '.join(map(str, entry))}")
+    value = entry[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{where}: {key!r} must be {names}, got {str(value)[:40]!r}")
+    return value
+
+
+def entries_of(held: Any, path: Path) -> list[Any]:
+    """Return a list that holds something.
+
+    Raises
+    ------
+    UsageError
+        If it is no list, or an empty one.
+    """
+    if not isinstance(held, list) or not held:
+        got = "an empty list" if held == [] else f"a {type(held).__name__}"
+        raise UsageError(f"{path} must hold a list with at least one entry, got {got}")
+    return held
 
 
 def read_coco(folder: str | Path, *, split: str = "val2017", seed: int = 0) -> Coco:
@@ -161,14 +203,19 @@ def _coco_csv(root: Path, table: Path, split: str) -> list[tuple[Any, ...]]:
 def _coco_json(root: Path, split: str, seed: int) -> list[tuple[Any, ...]]:
     path = root / "annotations" / f"instances_{split}.json"
     told = read_json(path, "COCO")
-    try:
-        names = {category["id"]: category["name"] for category in told["categories"]}
-        objects: dict[int, list[Any]] = {}
-        for entry in told["annotations"]:
-            objects.setdefault(entry["image_id"], []).append(entry)
-        images = sorted(told["images"], key=lambda image: image["id"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} must hold images, annotations and categories") from error
+    names: dict[int, str] = {}
+    for number, kind in enumerate(field(told, "categories", list, path)):
+        names[field(kind, "id", int, path, number)] = field(kind, "name", str, path, number)
+    objects: dict[int, list[Any]] = {}
+    for number, entry in enumerate(field(told, "annotations", list, path)):
+        _check_object(entry, names, path, number)
+        objects.setdefault(entry["image_id"], []).append(entry)
+    images = field(told, "images", list, path)
+    for number, image in enumerate(images):
+        field(image, "file_name", str, path, number)
+        for key in ("id", "width", "height"):
+            field(image, key, int, path, number)
+    images = sorted(images, key=lambda image: image["id"])
     rows = []
     for image in images:
         there = objects.get(image["id"], [])
@@ -187,6 +234,20 @@ def _coco_json(root: Path, split: str, seed: int) -> list[tuple[Any, ...]]:
         others = tuple(name for name in all_of_them if name != own)
         rows.append((image["file_name"], region, own, others))
     return rows
+
+
+def _check_object(entry: Any, names: Mapping[int, str], path: Path, number: int) -> None:
+    """Raise a UsageError unless an annotation has what is read of it."""
+    field(entry, "image_id", int, path, number)
+    own = field(entry, "category_id", int, path, number)
+    if own not in names:
+        raise UsageError(f"{path}, entry {number}: category_id {own} is in no category")
+    box = field(entry, "bbox", list, path, number)
+    if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+        raise UsageError(f"{path}, entry {number}: 'bbox' must be four numbers, got {box!r}")
+    shapes = field(entry, "segmentation", (list, dict), path, number)
+    if isinstance(shapes, dict):
+        field(shapes, "counts", (list, str), path, number)
 
 
 def _is_compressed(shapes: Any) -> bool:

@@ -73,6 +73,13 @@ def encode_composed(
     return clip.encode_text(ids, words, at)
 
 
+def _some(prompts: str | Sequence[str]) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("prompts must hold at least one sentence, got none")
+    return texts
+
+
 def compose_features(
     clip: Any,
     mapper: nn.Module,
@@ -112,9 +119,9 @@ def compose_features(
             f"got {tuple(features.shape)}"
         )
     parts = features[:, None] if features.ndim == 2 else features
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = _some(prompts)
     n = max(len(parts), len(texts))
-    if not texts or len(parts) not in (1, n) or len(texts) not in (1, n):
+    if len(parts) not in (1, n) or len(texts) not in (1, n):
         raise ValueError(
             f"prompts must be one, or one for each of the {len(parts)} queries, got {len(texts)}"
         )
@@ -182,16 +189,22 @@ def compose(
     torch.Size([64])
     """
     clip = as_clip(clip, tokenizer)
-    pictures = [image] if isinstance(image, Tensor) else list(image)
+    pictures = list(image) if isinstance(image, list | tuple) else [image]
     if not pictures:
         raise ValueError("image must be a picture or one for each '*', got an empty list")
+    other = [type(picture).__name__ for picture in pictures if not isinstance(picture, Tensor)]
+    if other:
+        raise ValueError(
+            f"image must be tensors, got a {other[0]}: pass it through the model's preprocess "
+            "(load_clip gives it) first"
+        )
     shapes = {tuple(picture.shape) for picture in pictures}
     if len(shapes) > 1:
         raise ValueError(f"images of one query must agree in shape, got {sorted(shapes)}")
     single = pictures[0].ndim == 3
     batches = [picture[None] if single else picture for picture in pictures]
     # Prompts are looked at first: encoding pictures is what takes the time.
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = _some(prompt)
     _star_positions(clip, clip.tokenize(texts), texts, len(batches))
     with torch.no_grad(), clip.frozen():
         features = torch.stack([clip.encode_image(batch) for batch in batches], dim=1)
@@ -233,7 +246,7 @@ def text_only(
     if star not in ("removed", "literal"):
         raise ValueError(f"star must be 'removed' or 'literal', got {star!r}")
     clip = as_clip(clip, tokenizer)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = _some(prompts)
     if star == "removed":
         texts = [text.replace(STAR, "") for text in texts]
     with torch.no_grad(), clip.frozen():

@@ -25,6 +25,10 @@ _DAMAGED = (
     ValueError, SyntaxError, EOFError, struct.error, KeyError, IndexError, TypeError,
     AttributeError, OverflowError, ZeroDivisionError, MemoryError, NotImplementedError,
 )  # fmt: skip
+INDEX = ("index.safetensors", "index.json")
+"""The two files of a picture index, which make its folder no folder of pictures."""
+SHEET = "trialrun contact sheet"
+"""The text in a PNG that marks a contact sheet."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -50,7 +54,7 @@ class Embedded:
 def find_pictures(folder: str | Path) -> tuple[Path, ...]:
     """Return the picture files under a folder, in the order of their names.
 
-    Hidden files and folders are left out.
+    Hidden files and folders, folders that hold a picture index, and contact sheets are left out.
 
     Raises
     ------
@@ -60,18 +64,36 @@ def find_pictures(folder: str | Path) -> tuple[Path, ...]:
     root = Path(folder)
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder: name a folder of pictures")
+    indexes = {told.parent for told in root.rglob(INDEX[1]) if _is_index(told.parent)}
     found = [
         path
         for path in root.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
         and path.is_file()
+        and path.parent not in indexes
+        and not _is_sheet(path)
     ]
     if not found:
         raise UsageError(
             f"{root} holds no picture: expected files that end in {', '.join(SUFFIXES)}"
         )
     return tuple(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
+
+
+def _is_index(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in INDEX)
+
+
+def _is_sheet(path: Path) -> bool:
+    """Tell a contact sheet by the text that stands at the beginning of its file."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with path.open("rb") as file:
+            return SHEET.encode() + b"\0" in file.read(256)
+    except OSError:
+        return False
 
 
 def open_picture(path: str | Path) -> Any:
@@ -175,9 +197,13 @@ def embed_pictures(
 
     for i, picture in enumerate(pictures):
         try:
+            str(picture).encode()
             opened = picture() if callable(picture) else open_picture(picture)
             waiting.append(preprocess(opened))
             kept.append(i)
+        except UnicodeEncodeError:
+            name = str(picture).encode(errors="surrogateescape").decode(errors="backslashreplace")
+            skipped.append((name, "its name is not UTF-8"))
         except OSError as error:
             name = getattr(picture, "name", None) or str(picture)
             skipped.append((str(name), str(error)))

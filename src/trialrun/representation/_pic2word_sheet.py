@@ -30,7 +30,11 @@ def _thumb(picture: Any) -> Any:
 
 
 def _fitting(draw: Any, font: Any, text: str, width: int) -> str:
-    """Shorten a text to a width at its end; rank and score stand at its beginning."""
+    """Shorten a text to a width at its end; rank and score stand at its beginning.
+
+    It stays one line: a line break or another mark that cannot be drawn becomes a space.
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     if draw.textlength(text, font=font) <= width:
         return text
     for n in range(len(text) - 1, 0, -1):
@@ -48,7 +52,8 @@ def contact_sheet(
     Parameters
     ----------
     rows : sequence
-        A hit is a PIL picture and the line under it. Hits fill ``columns`` and go on below.
+        A hit is a PIL picture, or None where it is missing, and the line under it. Hits fill
+        ``columns`` and go on below.
     columns : int, at least 1
 
     Returns
@@ -70,7 +75,11 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
 
     def put(picture: Any, caption: str, x: int, y: int, ink: tuple[int, int, int]) -> None:
-        sheet.paste(_thumb(picture), (x, y))
+        if picture is None:
+            middle = (x + _CELL // 2, y + _CELL // 2)
+            draw.text(middle, "missing", font=font, fill=_FAINT, anchor="mm")
+        else:
+            sheet.paste(_thumb(picture), (x, y))
         draw.rectangle((x - 1, y - 1, x + _CELL, y + _CELL), outline=_FRAME)
         text = _fitting(draw, font, caption, _CELL)
         draw.text((x, y + _CELL + 1), text, font=font, fill=ink)

@@ -7,6 +7,8 @@ weights under names that begin with ``module.`` (saito2023pic2word, the authors'
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,12 @@ from trialrun.core.errors import UsageError
 
 FORMAT = "trialrun-pic2word-1"
 _ENTRY = "state_dict_img2text"
-_NEEDED = ("layers.0.0.weight", "layers.0.0.bias", "fc_out.weight", "fc_out.bias")
+# torch.load raises nearly anything on a file that is no checkpoint.
+_JUNK = (
+    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
+    IndexError, TypeError, AttributeError, struct.error,
+)  # fmt: skip
+_LAYER = re.compile(r"layers\.(\d+)\.0\.weight$")
 
 
 def write_mapper(state: Mapping[str, Tensor], path: str | Path, *, dropout: float) -> None:
@@ -67,15 +74,44 @@ def read_mapper(path: str | Path) -> tuple[dict[str, Tensor], float]:
             state, dropout = _from_safetensors(path)
         else:
             state = _from_checkpoint(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UsageError:
+        raise
+    except _JUNK as error:
         first = str(error).partition("\n")[0]
         raise UsageError(f"{path} cannot be read as weights, fetch it anew: {first}") from error
+    held = ", ".join(list(state)[:4]) or "nothing"
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    missing = [name for name in _NEEDED if name not in state]
+    layers = 1 + max([0, *(int(part[1]) for part in map(_LAYER.match, state) if part)])
+    wanted = [f"layers.{i}.0.{kind}" for i in range(layers) for kind in ("weight", "bias")]
+    wanted += [f"fc_out.{kind}" for kind in ("weight", "bias")]
+    missing = [name for name in wanted if name not in state]
     if missing:
-        held = ", ".join(list(state)[:4]) or "nothing"
         raise UsageError(
             f"{path} must hold {_ENTRY} with {', '.join(missing)}, got {held}, ...: "
             "is this a checkpoint of another network?"
         )
+    extra = [name for name in state if name not in wanted]
+    if extra:
+        raise UsageError(f"{path} must hold a mapper and nothing else, got {extra[0]} too")
+    _check_shapes(path, state, layers)
     return state, dropout
+
+
+def _check_shapes(path: Path, state: Mapping[str, Any], layers: int) -> None:
+    """Raise unless weights and biases fit one behind the other."""
+    width: int | None = None
+    for name in (*(f"layers.{i}.0" for i in range(layers)), "fc_out"):
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        fits = (
+            all(isinstance(value, Tensor) and value.is_floating_point() for value in (weight, bias))
+            and weight.ndim == 2
+            and bias.shape == weight.shape[:1]
+            and min(weight.shape) > 0
+            and width in (None, weight.shape[1])
+        )
+        if not fits:
+            raise UsageError(
+                f"{path} must hold matrices that fit one behind the other, got another "
+                f"{name}.weight or .bias: is this a checkpoint of another network?"
+            )
+        width = weight.shape[0]

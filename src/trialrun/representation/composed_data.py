@@ -20,7 +20,15 @@ from trialrun.representation import _pic2word_stack  # noqa: F401
 # isort: split
 
 from trialrun.core.errors import UsageError
-from trialrun.representation._pic2word_coco import Coco, Region, read_coco, read_json
+from trialrun.representation._pic2word_coco import (
+    Coco,
+    Region,
+    entries_of,
+    field,
+    read_coco,
+    read_json,
+    starless,
+)
 from trialrun.representation._pic2word_pictures import SUFFIXES
 
 __all__ = [
@@ -57,8 +65,11 @@ class Cirr:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Return the published sentences: a photo of ``*`` , and the caption."""
-        return tuple(f"a photo of * , {caption}" for caption in self.captions)
+        """Return the published sentences: a photo of ``*`` , and the caption.
+
+        A ``*`` of the caption's own is left out; it would stand for a picture.
+        """
+        return tuple(f"a photo of * , {starless(caption)}" for caption in self.captions)
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,12 @@ class FashionIq:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Return the published sentences, the second caption before the first."""
-        return tuple(f"a photo of * , {second} and {first}" for first, second in self.captions)
+        """Return the published sentences, the second caption before the first.
+
+        A ``*`` of a caption's own is left out; it would stand for a picture.
+        """
+        plain = ((starless(first), starless(second)) for first, second in self.captions)
+        return tuple(f"a photo of * , {second} and {first}" for first, second in plain)
 
 
 @dataclass(frozen=True)
@@ -109,11 +124,8 @@ def _places(names: Sequence[str], wanted: Sequence[str], what: str) -> tuple[int
     return tuple(at[name] for name in wanted)
 
 
-def _field(entries: Any, key: str, path: Path) -> list[Any]:
-    try:
-        return [entry[key] for entry in entries]
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} must hold a list of entries with {key!r}") from error
+def _column(entries: list[Any], key: str, kind: type, path: Path) -> list[Any]:
+    return [field(entry, key, kind, path, number) for number, entry in enumerate(entries)]
 
 
 def read_cirr(folder: str | Path, split: str = "val") -> Cirr:
@@ -136,18 +148,21 @@ def read_cirr(folder: str | Path, split: str = "val") -> Cirr:
     places, entries = read_json(lists, "CIRR"), read_json(told, "CIRR")
     if not isinstance(places, dict) or not places:
         raise UsageError(f"{lists} must map names of pictures to their files")
+    entries = entries_of(entries, told)
     names = tuple(places)
-    paths = tuple(
-        _first_there([root / place, root / "img_raw" / place]) for place in places.values()
-    )
-    has_targets = all("target_hard" in entry for entry in entries)
+    files = [field(places, name, str, lists) for name in names]
+    paths = tuple(_first_there([root / place, root / "img_raw" / place]) for place in files)
+    # A split without targets has none at all; one entry that lacks its own is an error.
+    has_targets = any(isinstance(entry, dict) and "target_hard" in entry for entry in entries)
     return Cirr(
         names,
         paths,
-        _places(names, _field(entries, "reference", told), "references"),
-        _places(names, _field(entries, "target_hard", told), "targets") if has_targets else None,
-        tuple(_field(entries, "caption", told)),
-        tuple(_field(entries, "pairid", told)),
+        _places(names, _column(entries, "reference", str, told), "references"),
+        _places(names, _column(entries, "target_hard", str, told), "targets")
+        if has_targets
+        else None,
+        tuple(_column(entries, "caption", str, told)),
+        tuple(_column(entries, "pairid", int, told)),
     )
 
 
@@ -171,23 +186,26 @@ def read_fashion_iq(folder: str | Path, garment: str, split: str = "val") -> Fas
     if garment not in GARMENTS:
         raise UsageError(f"garment must be one of {', '.join(GARMENTS)}, got {garment!r}")
     root = Path(folder)
-    names = tuple(read_json(root / "image_splits" / f"split.{garment}.{split}.json", "Fashion-IQ"))
+    lists = root / "image_splits" / f"split.{garment}.{split}.json"
+    names = tuple(entries_of(read_json(lists, "Fashion-IQ"), lists))
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{lists} must hold names of pictures, got something else")
     file = f"cap.{garment}.{split}.json"
     told = _first_there([root / "captions" / file, root / "json" / file])
-    entries = read_json(told, "Fashion-IQ")
+    entries = entries_of(read_json(told, "Fashion-IQ"), told)
     images = root / "images"
     paths = tuple(
         _first_there([images / f"{n}{s}" for s in (".png", ".jpg", ".jpeg")]) for n in names
     )
-    captions = _field(entries, "captions", told)
-    if any(len(pair) != 2 for pair in captions):
+    captions = _column(entries, "captions", list, told)
+    if any(len(pair) != 2 or not all(isinstance(c, str) for c in pair) for pair in captions):
         raise UsageError(f"{told} must give two captions for each pair")
     return FashionIq(
         garment,
         names,
         paths,
-        _places(names, _field(entries, "candidate", told), "candidates"),
-        _places(names, _field(entries, "target", told), "targets"),
+        _places(names, _column(entries, "candidate", str, told), "candidates"),
+        _places(names, _column(entries, "target", str, told), "targets"),
         tuple((first, second) for first, second in captions),
     )
 

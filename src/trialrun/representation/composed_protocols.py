@@ -29,6 +29,7 @@ from trialrun.representation._pic2word_compose import compose_features, mixture,
 from trialrun.representation._pic2word_pictures import embed_pictures
 from trialrun.representation.composed_data import Cirr, Coco, DomainPictures, FashionIq
 from trialrun.representation.retrieval import (
+    check_ks,
     cirr_recall,
     domain_conversion,
     fashion_iq_recall,
@@ -72,10 +73,9 @@ class _Encoded:
         """Return the queries all of whose pictures are there."""
         kept = [i for i, used in enumerate(queries) if all(p in self.place for p in used)]
         if not kept:
-            raise UsageError(
-                f"none of {len(queries)} queries has all of its pictures; the first that could not "
-                f"be read: {self.skipped[0][0]} ({self.skipped[0][1]})"
-            )
+            first = self.skipped[0] if self.skipped else None
+            told = f"; the first that could not be read: {first[0]} ({first[1]})" if first else ""
+            raise UsageError(f"none of {len(queries)} queries has all of its pictures{told}")
         return kept
 
 
@@ -108,6 +108,7 @@ def evaluate_cirr(
     UsageError
         If the split has no targets, or no query has its pictures.
     """
+    ks = check_ks(ks)
     if data.targets is None:
         raise UsageError("this split of CIRR has no targets: score the split val")
     clip = as_clip(clip)
@@ -132,7 +133,9 @@ def evaluate_fashion_iq(
     ks: Sequence[int] = (10, 50),
 ) -> Scored:
     """Score Fashion-IQ garment by garment; the text arm reads the sentence with a literal ``*``."""
-    clip = as_clip(clip)
+    ks, clip = check_ks(ks), as_clip(clip)
+    if not garments:
+        raise UsageError("garments must hold at least one, such as read_fashion_iq gives, got none")
     parts: dict[str, dict[str, Any]] = {}
     queries = dropped = 0
     skipped: list[tuple[str, str]] = []
@@ -165,7 +168,7 @@ def evaluate_coco(
     The composed arm's sentence names the object's class, so it has the help of text. Objects are
     squeezed and not cropped where ``preprocess`` can do that.
     """
-    clip = as_clip(clip)
+    ks, clip = check_ks(ks), as_clip(clip)
     squeeze = replace(preprocess, mode="squash") if hasattr(preprocess, "mode") else preprocess  # type: ignore[type-var]
     whole = _Encoded(clip, preprocess, data.paths, batch_size)
     parts = _Encoded(clip, squeeze, data.regions, batch_size)
@@ -197,7 +200,7 @@ def evaluate_imagenet_r(
     Real pictures stand in the gallery as a domain of their own. Queries of a class that has no
     picture in the target domain count 0, as published.
     """
-    clip = as_clip(clip)
+    ks, clip = check_ks(ks), as_clip(clip)
     drawn = _Encoded(clip, preprocess, data.paths, batch_size)
     photos = _Encoded(clip, preprocess, data.real_paths, batch_size)
     classes = [data.classes[i] for i in drawn.place]

@@ -46,6 +46,7 @@ from trialrun.representation._pic2word_pictures import (
     embed_batches,
     embed_pictures,
     find_pictures,
+    open_picture,
 )
 from trialrun.representation._pic2word_run import WordTraining
 from trialrun.representation._pic2word_weights import read_mapper, write_mapper
@@ -68,6 +69,7 @@ __all__ = [
     "load_clip",
     "mixture",
     "nearest_words",
+    "open_picture",
     "symmetric_infonce",
     "text_only",
     "weighted_mixture",

@@ -8,7 +8,6 @@ so that a query made with other weights is refused.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,16 +25,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trialrun.core.errors import UsageError
+from trialrun.core.extras import need
 from trialrun.representation._pic2word_clip import STAR, weights_digest
 from trialrun.representation._pic2word_compose import compose, text_only, unit
 from trialrun.representation._pic2word_load import Loaded
-from trialrun.representation._pic2word_pictures import embed_pictures, find_pictures, open_picture
+from trialrun.representation._pic2word_pictures import (
+    INDEX,
+    SHEET,
+    embed_pictures,
+    find_pictures,
+    open_picture,
+)
+from trialrun.representation._pic2word_run import check_whole
 from trialrun.representation._pic2word_sheet import contact_sheet
 from trialrun.representation.pic2word import ImageToWord
 from trialrun.representation.retrieval import DECIMALS
 
 FORMAT = "trialrun-picture-index-1"
-_TABLE, _TOLD = "index.safetensors", "index.json"
+_TABLE, _TOLD = INDEX
 
 
 class Hit(NamedTuple):
@@ -76,17 +83,28 @@ class PictureIndex:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def save(self, folder: str | Path) -> None:
-        """Write the index to ``folder``."""
+        """Write the index to ``folder``, both files whole or not at all.
+
+        Raises
+        ------
+        UsageError
+            If ``folder`` is a file.
+        """
         place = Path(folder)
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file: name a folder to write the index to")
         place.mkdir(parents=True, exist_ok=True)
         told = {
             "format": FORMAT, "root": str(self.root), "model": self.model,
             "pretrained": self.pretrained, "weights": self.weights, "names": self.names,
             "skipped": self.skipped,
         }  # fmt: skip
-        save_file({"features": self.features.contiguous()}, place / _TABLE)
-        text = json.dumps(told, ensure_ascii=False, indent=1)
-        (place / _TOLD).write_text(text, encoding="utf-8")
+        text = json.dumps(told, ensure_ascii=False, indent=1).encode()  # fails before it writes
+        parts = [place / f"{name}.part" for name in (_TABLE, _TOLD)]
+        save_file({"features": self.features.contiguous()}, parts[0])
+        parts[1].write_bytes(text)
+        for part in parts:
+            part.replace(part.with_suffix(""))
 
     @classmethod
     def load(cls, folder: str | Path) -> PictureIndex:
@@ -124,7 +142,15 @@ class PictureIndex:
         """Return the ``top`` pictures for a query vector, best first.
 
         Pictures ``without`` (those asked with) are left out. Ties go by name.
+
+        Raises
+        ------
+        ValueError
+            If ``top`` is below 1, or the query is not finite or of another width.
         """
+        check_whole("top", top, low=1)
+        if not bool(torch.isfinite(query).all()):
+            raise UsageError("query must be finite, got numbers that are not")
         if query.shape[-1] != self.features.shape[1]:
             raise UsageError(
                 f"query must have {self.features.shape[1]} numbers as the index has, got "
@@ -173,10 +199,11 @@ def build_index(
     UsageError
         If there is no picture, or none that can be read.
     """
-    paths = find_pictures(folder)
+    check_whole("batch_size", batch_size, low=1)
     root = Path(folder).resolve()
+    paths = [root / path.relative_to(folder) for path in find_pictures(folder)]
     done = embed_pictures(loaded.clip, loaded.preprocess, paths, batch_size=batch_size, tick=tick)
-    names = [path.resolve().relative_to(root).as_posix() for path in paths]
+    names = [path.relative_to(root).as_posix() for path in paths]
     kept = tuple(names[i] for i in done.kept)
     return PictureIndex(
         root, kept, done.features, model, pretrained, weights_digest(loaded.clip), done.skipped
@@ -193,7 +220,7 @@ class Found(NamedTuple):
 def ask(
     index: PictureIndex,
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     images: Sequence[str | Path] = (),
     mapper: ImageToWord | None = None,
@@ -206,7 +233,7 @@ def ask(
     index : PictureIndex
     loaded : Loaded
         The model that the index was made with.
-    prompts : sequence of str
+    prompts : str or sequence of str
     images : sequence of path
         One for each ``*``; left out of the hits.
     mapper : ImageToWord, optional
@@ -219,8 +246,12 @@ def ask(
         If the model has other weights than the index's, a picture cannot be read, or a mapper is
         missing or belongs to another model.
     ValueError
-        If a prompt has another number of ``*`` than there are pictures.
+        If there is no prompt, or one has another number of ``*`` than there are pictures.
     """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("prompts must hold at least one sentence, got none")
+    check_whole("top", top, low=1)
     if weights_digest(loaded.clip) != index.weights:
         raise UsageError(
             f"the index was made with other weights of {index.model!r} than this model has: "
@@ -263,20 +294,40 @@ def _readable(path: str | Path) -> Any:
         raise UsageError(f"{path} cannot be read as a picture: {error}") from error
 
 
+def _there(path: Path) -> Any:
+    try:
+        return open_picture(path)
+    except OSError:
+        return None
+
+
+def check_sheet(path: str | Path) -> None:
+    """Raise a UsageError unless a contact sheet can have this name."""
+    if Path(path).suffix.lower() != ".png":
+        raise UsageError(f"the contact sheet must be a .png file, got {str(path)!r}")
+
+
 def draw_hits(
     found: Sequence[Found], images: Sequence[str | Path], path: str | Path, *, columns: int = 6
 ) -> None:
-    """Draw hits on a contact sheet and write it to ``path``, a PNG file."""
-    if Path(path).suffix.lower() != ".png":
-        raise UsageError(f"the contact sheet must be a .png file, got {str(path)!r}")
+    """Draw hits on a contact sheet and write it to ``path``, a PNG file.
+
+    A picture that has gone since it was indexed is marked as missing.
+    """
+    check_sheet(path)
+    need("PIL", extra="pictures")
+    from PIL.PngImagePlugin import PngInfo
+
     asked = [_readable(image) for image in images]
     rows = [
         (
             one.prompt,
             asked,
-            [(_readable(h.path), f"{h.rank}  {h.score:.3f}  {h.path.name}") for h in one.hits],
+            [(_there(h.path), f"{h.rank}  {h.score:.3f}  {h.path.name}") for h in one.hits],
         )
         for one in found
     ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, columns=columns).save(path)
+    told = PngInfo()
+    told.add_text(SHEET, "1")
+    contact_sheet(rows, columns=columns).save(path, pnginfo=told)

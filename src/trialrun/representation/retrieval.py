@@ -28,6 +28,7 @@ from trialrun.representation._ranking import (
 __all__ = [
     "DECIMALS",
     "BothWays",
+    "check_ks",
     "cirr_recall",
     "cosine_scores",
     "domain_conversion",
@@ -57,6 +58,17 @@ def _hits(
         raise ValueError(f"every query needs a relevant item in its gallery, got none for {where}")
     order = ranking(wide, relevant=mask, exclude=exclude)
     return np.take_along_axis(mask, order, axis=1), total
+
+
+def check_ks(ks: Ks) -> tuple[int, ...]:
+    """Return ``ks`` as plain numbers, or raise a ValueError that says what came."""
+    whole = [
+        isinstance(k, int | np.integer) and not isinstance(k, bool | np.bool_) and k >= 1
+        for k in ks
+    ]
+    if not whole or not all(whole):
+        raise ValueError(f"ks must be whole numbers from 1 on, got {list(ks)}")
+    return tuple(int(k) for k in ks)
 
 
 def recall_at_k(
@@ -89,8 +101,7 @@ def recall_at_k(
     >>> recall_at_k([[0.9, 0.1], [0.2, 0.8]], [[True, False], [True, False]], ks=(1, 2))
     {1: 0.5, 2: 1.0}
     """
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be whole numbers from 1 on, got {list(ks)}")
+    ks = check_ks(ks)
     hits, total = _hits(scores, relevant, exclude)
     return {int(k): float((hits[:, :k].sum(axis=1) / total).mean()) for k in ks}
 
@@ -196,6 +207,7 @@ def domain_conversion(
     ValueError
         If numbers do not match, or no query at all has anything to find.
     """
+    ks = check_ks(ks)
     items, domains = np.asarray(gallery_classes), np.asarray(gallery_domains)
     if len(items) != len(domains):
         raise ValueError(
@@ -235,6 +247,7 @@ def paired_recall(queries: ArrayLike, targets: ArrayLike, ks: Ks = (1, 5, 10)) -
     queries, targets : array (pairs, embed)
     ks : sequence of int
     """
+    ks = check_ks(ks)
     left, right = matrix("queries", queries), matrix("targets", targets)
     if len(left) != len(right):
         raise ValueError(f"queries and targets must be as many, got {len(left)} and {len(right)}")
@@ -262,6 +275,7 @@ def cirr_recall(
         Places in the gallery.
     ks : sequence of int
     """
+    ks = check_ks(ks)
     return _recall_of_ranks(_ranks_in_chunks(queries, gallery, targets, references), ks)
 
 
@@ -283,6 +297,7 @@ def fashion_iq_recall(
     dict
         Garment to recalls, with ``average`` last.
     """
+    ks = check_ks(ks)
     if not garments:
         raise ValueError("garments must hold at least one, such as dress, shirt or toptee")
     found = {

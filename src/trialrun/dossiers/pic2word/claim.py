@@ -37,7 +37,6 @@ from trialrun.representation.pic2word import (
 )
 from trialrun.representation.retrieval import cosine_scores, ranking, true_ranks
 
-
 WEIGHTS = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 1.0)
 """Shares of the picture that `weighted` chooses from; the ends are either part alone."""
 
