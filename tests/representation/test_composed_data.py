@@ -1,6 +1,7 @@
 """Loaders and protocols of CIRR, Fashion-IQ, COCO and ImageNet-R, on made-up folders."""
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from trialrun.representation.pic2word import (
     as_clip,
     embed_pictures,
     find_pictures,
+    open_picture,
     text_only,
 )
 from trialrun.representation.tiny_clip import TinyClip, WordTokenizer
@@ -235,6 +237,154 @@ def test_text_baselines_of_the_tasks_differ(tmp_path, clip, mapper, monkeypatch)
     make_imagenet_r(tmp_path / "r")
     evaluate_imagenet_r(clip, PREPARE, mapper, read_imagenet_r(tmp_path / "r"), domains=["toy"])
     assert seen == [("red", "removed"), ("a toy of *", "removed")]
+
+
+PAIR = {"pairid": 1, "reference": "dev-0", "target_hard": "dev-1", "caption": "x"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([], "a list with at least one entry, got an empty list"),
+        ({}, "a list with at least one entry, got a dict"),
+        (None, "a list with at least one entry, got a NoneType"),
+        ([1], "entry 0 must be an object with 'reference', got a int"),
+        ([PAIR, {k: v for k, v in PAIR.items() if k != "target_hard"}],
+         r"entry 1 must hold 'target_hard' \(str\)"),
+        ([PAIR | {"caption": None}], "entry 0: 'caption' must be str, got 'None'"),
+        ([PAIR | {"reference": ["a"]}], "entry 0: 'reference' must be str"),
+        ([PAIR | {"pairid": True}], "entry 0: 'pairid' must be int"),
+    ],
+)  # fmt: skip
+def test_a_list_of_another_form_is_one_sentence(tmp_path, entries, said):
+    make_cirr(tmp_path)
+    write(tmp_path / "captions" / "cap.rc2.val.json", entries)
+    with pytest.raises(UsageError, match=said):
+        read_cirr(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "entries", "said"),
+    [
+        (5, [], "a list with at least one entry, got a int"),
+        ([1], [], "must hold names of pictures"),
+        (["a"], [], "got an empty list"),
+        (["a"], [{"captions": None}], "'captions' must be list"),
+        (["a"], [{"captions": ["x"]}], "two captions for each pair"),
+        (["a"], [{"captions": ["x", 1]}], "two captions for each pair"),
+    ],
+)
+def test_fashion_iq_of_another_form_is_one_sentence(tmp_path, names, entries, said):
+    write(tmp_path / "image_splits" / "split.dress.val.json", names)
+    told = [{"candidate": "a", "target": "a"} | entry for entry in entries]
+    write(tmp_path / "captions" / "cap.dress.val.json", told)
+    with pytest.raises(UsageError, match=said):
+        read_fashion_iq(tmp_path, "dress")
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "said"),
+    [
+        ("images", "width", None, "entry 0: 'width' must be int"),
+        ("annotations", "bbox", [1, 2], "'bbox' must be four numbers"),
+        ("annotations", "category_id", 7, "category_id 7 is in no category"),
+        ("annotations", "segmentation", {"size": [1, 1]}, "must hold 'counts'"),
+        ("categories", "name", 3, "'name' must be str"),
+    ],
+)
+def test_coco_of_another_form_is_one_sentence(tmp_path, where, key, value, said):
+    make_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    told = json.loads(path.read_text())
+    told[where][0][key] = value
+    write(path, told)
+    with pytest.raises(UsageError, match=said):
+        read_coco(tmp_path)
+
+
+def test_a_star_in_a_caption_is_no_picture(tmp_path, clip, mapper):
+    make_cirr(tmp_path)
+    told = tmp_path / "captions" / "cap.rc2.val.json"
+    write(told, [PAIR | {"caption": "has a * on it"}])
+    data = read_cirr(tmp_path)
+    assert data.captions == ("has a * on it",)
+    assert data.prompts == ("a photo of * , has a on it",)
+    assert evaluate_cirr(clip, PREPARE, mapper, data, ks=(1,)).queries == 1
+
+
+def test_ks_are_checked_before_pictures_are_encoded(tmp_path, clip, mapper):
+    make_cirr(tmp_path)
+    for ks in ((), (0,), (1.5,)):
+        with pytest.raises(ValueError, match="ks must be whole numbers from 1 on"):
+            evaluate_cirr(clip, None, mapper, read_cirr(tmp_path), ks=ks)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "png"), (np.int32, "tif")])
+def test_grey_of_sixteen_bits_is_scaled(tmp_path, kind, suffix):
+    grey = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(grey.astype(kind)).save(tmp_path / f"x.{suffix}")
+    seen = np.asarray(open_picture(tmp_path / f"x.{suffix}"))
+    np.testing.assert_allclose(seen[..., 0], grey / 257, atol=1)
+    assert (seen[..., 0] == seen[..., 2]).all()
+
+
+def test_pictures_whose_white_is_not_known_are_skipped_and_named(tmp_path, clip):
+    picture(tmp_path / "good.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "wide.tif")
+    with pytest.warns(UserWarning, match="2 of 3"):
+        done = embed_pictures(clip, PREPARE, find_pictures(tmp_path))
+    assert [why.partition(",")[0] for _, why in done.skipped] == [
+        "it holds floats", "it holds 70000 to 70000",
+    ]  # fmt: skip
+
+
+def test_any_error_of_a_reader_is_a_damaged_picture(tmp_path, monkeypatch):
+    picture(tmp_path / "x.png")
+    for error in (struct.error("unpack"), KeyError(1), IndexError(), TypeError("x")):
+
+        def broken(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+        with pytest.raises(OSError):
+            open_picture(tmp_path / "x.png")
+
+
+def test_pictures_are_resized_and_cut_as_torchvision_does():
+    sizes = {}
+
+    class Spy:
+        def __init__(self, size):
+            self.size = size
+
+        def convert(self, _):
+            return self
+
+        def resize(self, size, _):
+            sizes["resized"] = size
+            return Spy(size)
+
+        def crop(self, box):
+            sizes["cut"] = box
+            return Image.new("RGB", (box[2] - box[0], box[3] - box[1]))
+
+    for size, resized, corner in (
+        ((100, 153), (224, 342), (0, 59)),
+        ((333, 500), (224, 336), (0, 56)),
+        ((640, 427), (335, 224), (56, 0)),  # 55.5 to the even number, as Python rounds
+        ((1023, 767), (298, 224), (37, 0)),
+    ):
+        assert Preprocess(224)(Spy(size)).shape == (3, 224, 224)
+        assert sizes["resized"] == resized
+        assert sizes["cut"][:2] == corner
+
+
+def test_a_sliver_takes_no_more_room_than_a_picture():
+    assert Preprocess(64)(Image.new("RGB", (1, 60_000))).shape == (3, 64, 64)
+    wide = Image.new("RGB", (400, 2), "white")
+    wide.paste((0, 0, 0), (190, 0, 210, 2))
+    assert float(PREPARE(wide).max()) < -0.5  # still the middle
 
 
 def test_damaged_pictures_of_every_kind_are_skipped(tmp_path, clip):

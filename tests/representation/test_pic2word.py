@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.naive.pic2word import (
     naive_image_to_word,
@@ -331,7 +332,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     clip, file = tiny(), tmp_path / "run.safetensors"
     training = WordTraining(epochs=1, batch_size=5)
     fit_image_to_word(ImageToWord(12, 8), clip, draw(12, 12), training=training, checkpoint=file)
-    with pytest.raises(UsageError, match="other settings, prompt, seed or number of pictures"):
+    with pytest.raises(UsageError, match=r"belongs to another run \(other seed\)"):
         fit_image_to_word(
             ImageToWord(12, 8), clip, draw(12, 12), training=training, checkpoint=file, seed=1
         )
@@ -340,6 +341,79 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit_image_to_word(
             ImageToWord(12, 8), clip, draw(12, 12), training=training, checkpoint=file
         )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"features": draw(12, 12, seed=9)}, "other embeddings, targets"),
+        ({"targets": draw(12, 12, seed=9)}, "other targets"),
+        ({"clip": True}, "other CLIP"),
+        ({"hidden": 4}, "other mapper"),
+        ({"dropout": 0.3}, "other dropout"),
+        ({"prompt": "a drawing of"}, "other prompt"),
+    ],
+)
+def test_a_checkpoint_knows_its_pictures_clip_and_mapper(tmp_path, changed, said):
+    file, training = tmp_path / "run.safetensors", WordTraining(epochs=1, batch_size=5)
+
+    def fit(features=draw(12, 12), clip=False, hidden=5, dropout=0.1, **more):
+        used = tiny()
+        if clip:
+            used.model.ln_final.weight.data.mul_(1.5)
+        mapper = ImageToWord(12, 8, hidden=hidden, dropout=dropout)
+        return fit_image_to_word(mapper, used, features, training=training, checkpoint=file, **more)
+
+    fit()
+    assert fit().resumed_at == 2
+    with pytest.raises(UsageError, match=rf"belongs to another run \({said}\)"):
+        fit(**changed)
+
+
+def test_embeddings_with_gradients_or_of_inference_mode_serve():
+    clip, training = tiny(), WordTraining(epochs=1, batch_size=4)
+    with torch.inference_mode():
+        inferred = clip.encode_image(draw(4, 3, 8, 8))
+    graph = clip.encode_image(draw(4, 3, 8, 8))
+    assert graph.requires_grad
+    made = []
+    for features in (graph, inferred, graph.detach()):
+        mapper = ImageToWord(12, 8, hidden=5)
+        fit_image_to_word(mapper, clip, features, training=training)
+        made.append(mapper.fc_out.weight)
+    for mode in (torch.no_grad, torch.inference_mode):
+        mapper = ImageToWord(12, 8, hidden=5)
+        with mode():
+            fit_image_to_word(mapper, clip, graph, training=training)
+        made.append(mapper.fc_out.weight)
+    for weight in made[1:]:
+        torch.testing.assert_close(weight, made[0], rtol=0, atol=0)
+    assert all(weight.grad is None for weight in clip.model.parameters())
+
+
+def test_targets_must_be_finite():
+    mapper = ImageToWord(12, 8)
+    before = mapper.fc_out.weight.clone()
+    with pytest.raises(ValueError, match="targets must be finite, got 4 that are not"):
+        fit_image_to_word(mapper, tiny(), draw(4, 12), targets=torch.full((4, 12), torch.nan))
+    torch.testing.assert_close(mapper.fc_out.weight, before)
+
+
+def test_pictures_that_are_no_tensors_and_no_prompts_are_refused():
+    clip, mapper = tiny(), ImageToWord(12, 8)
+    for picture in (Image.new("RGB", (8, 8)), [Image.new("RGB", (8, 8))], "fox.png"):
+        with pytest.raises(ValueError, match="image must be tensors, got a"):
+            compose(clip, None, mapper, picture, "a *")
+    with pytest.raises(ValueError, match="prompts must hold at least one sentence"):
+        compose(clip, None, mapper, draw(3, 8, 8), [])
+    with pytest.raises(ValueError, match="prompts must hold at least one sentence"):
+        text_only(clip, [], star="removed")
+
+
+def test_settings_must_be_whole(no_annotation_checks):
+    for settings in ({"epochs": 1.5}, {"batch_size": 2.5}, {"warmup": 0.1}, {"epochs": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} must be .* a whole number"):
+            WordTraining(**settings)
 
 
 def test_rate_warms_up_then_falls_along_a_cosine():
@@ -405,6 +479,23 @@ def test_a_file_that_is_no_mapper_is_refused(tmp_path):
     torch.save({"code": print}, file)
     with pytest.raises(UsageError, match="cannot be read as weights"):
         ImageToWord.load(file)
+    good = {f"module.{k}": v for k, v in ImageToWord(12, 8, hidden=5).state_dict().items()}
+    for missing in good:
+        kept = {name: value for name, value in good.items() if name != missing}
+        torch.save({"state_dict_img2text": kept}, file)
+        with pytest.raises(UsageError, match="must hold"):
+            ImageToWord.load(file)
+    for wrong in (torch.zeros(9, 9), torch.zeros(5), 1, torch.zeros(5, 5, dtype=torch.int64)):
+        torch.save({"state_dict_img2text": good | {"module.layers.1.0.weight": wrong}}, file)
+        with pytest.raises(UsageError, match="must hold matrices that fit"):
+            ImageToWord.load(file)
+    torch.save({"state_dict_img2text": [1, 2]}, file)
+    with pytest.raises(UsageError, match="must hold state_dict_img2text, got a list"):
+        ImageToWord.load(file)
+    for junk in (b"", b"junk", b"PK\x03\x04", b"\x80\x02}q\x00", bytes(range(256))):
+        file.write_bytes(junk)
+        with pytest.raises(UsageError, match="cannot be read as weights|must hold"):
+            ImageToWord.load(file)
     with pytest.raises(UsageError, match=r"must end in \.safetensors"):
         ImageToWord(3, 3).save(tmp_path / "mapper.bin")
 

@@ -144,6 +144,65 @@ def test_a_transformers_folder_loads_with_its_own_pictures_and_words(hub, tmp_pa
     torch.testing.assert_close(made, compose(model, words, mapper, pixels, "a *"))
 
 
+def test_a_folder_that_lacks_weights_or_is_no_clip_is_refused(hub, tmp_path, no_annotation_checks):
+    from safetensors.torch import load_file, save_file
+
+    model, words = hub(False)
+    folder = tmp_path / "clip"
+    model.float().save_pretrained(folder)
+    words.save_pretrained(folder)
+    told = folder / "preprocessor_config.json"
+    for wrong in ("{bad", "[]", '{"image_mean": [1, 2]}', '{"image_std": [0, 1, 1]}'):
+        told.write_text(wrong)
+        with pytest.raises(UsageError, match="must be JSON with image_mean and image_std"):
+            load_clip(folder)
+    told.unlink()
+    weights = folder / "model.safetensors"
+    held = {k: v for k, v in load_file(weights).items() if not k.startswith("text_model")}
+    save_file(held, weights, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="of a CLIP's weights, which would be random, the first"):
+        load_clip(folder)
+    other = tmp_path / "bert"
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(other)
+    words.save_pretrained(other)
+    with pytest.raises(UsageError, match=r"must be a CLIP \(model_type clip\), got 'bert'"):
+        load_clip(other)
+
+
+def test_a_hub_ids_own_mean_and_deviation_are_used(hub, tmp_path, monkeypatch):
+    model, words = hub(False)
+    model.float().save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    told = tmp_path / "elsewhere.json"
+    told.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    asked = []
+
+    def cached(name, file, **_):
+        asked.append((name, file))
+        return str(told)
+
+    monkeypatch.setattr(transformers.utils, "cached_file", cached)
+    prepare = load_clip(tmp_path).preprocess
+    assert asked == [(str(tmp_path), "preprocessor_config.json")]
+    assert (prepare.mean, prepare.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "meta", ""])
+def test_a_device_that_is_none_is_one_sentence(device, tmp_path):
+    with pytest.raises(UsageError, match="device must be cpu or cuda"):
+        load_clip(tmp_path, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
+def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match="no CUDA GPU is at hand"):
+        load_clip(tmp_path, device="cuda")
+
+
 def test_no_clip_under_a_name_is_one_sentence(tmp_path):
     with pytest.raises(UsageError, match=r"holds no CLIP: expected config\.json"):
         load_clip(tmp_path)

@@ -149,3 +149,17 @@ def test_long_tables_are_scored_in_slices():
 def test_wrong_input_is_one_sentence(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("ks", [(), (0, -1), (1.5,), (True,)])
+def test_ks_are_checked_by_every_metric(ks, no_annotation_checks):
+    rows, own = np.eye(4), np.arange(4)
+    for asked in (
+        lambda: recall_at_k(rows, rows > 0, ks),
+        lambda: paired_recall(rows, rows, ks),
+        lambda: cirr_recall(rows, rows, (own + 1) % 4, own, ks),
+        lambda: fashion_iq_recall({"dress": (rows, rows, own)}, ks),
+        lambda: domain_conversion(rows, own, "x", rows, own, ["x"] * 4, ks),
+    ):
+        with pytest.raises(ValueError, match="ks must be whole numbers from 1 on"):
+            asked()

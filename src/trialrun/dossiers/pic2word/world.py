@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import permutations
 from pathlib import Path
 
@@ -94,8 +95,13 @@ def _size(ctx: Context) -> Size:
     return ctx.budget
 
 
+@lru_cache(maxsize=1)
+def _every(code_points: int | None) -> EmojiSet:
+    return load_emoji(size=SIZE, limit=code_points, seed=0)  # arms of a worker share it
+
+
 def _emoji(ctx: Context) -> tuple[EmojiSet, EmojiSet]:
-    every = load_emoji(size=SIZE, limit=_size(ctx).code_points, seed=0)
+    every = _every(_size(ctx).code_points)
     train, test = every.split(HELD_OUT, seed=split(ctx.seed, "held out") % 2**31)
     return every.take(train), every.take(test)
 
