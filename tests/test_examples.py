@@ -17,6 +17,7 @@ PROMISED = {
     "mla_decode.py": "the same tokens: True",
     "moxin_recipe.py": "went on at step 30 of 80, in phase long",
     "moxin_data.py": "reading test: 100.0% of 1 items found",
+    "pic2word_search.py": "a contact sheet was drawn: True",
     "ntkeval_kernel.py": "the model is as it was, bit for bit: True",
     "ssl_interplay_diagnosis.py": "components alive at lambda 0.08: 2 of 6",
     "rerope_long_context.py": "after leaving, the same bits: True",

@@ -25,6 +25,8 @@ _COMMANDS = {
         "trialrun.cli.openness:openness",
         "Grade a model release by the Model Openness Framework.",
     ),
+    "index": ("trialrun.cli.index:index", "Encode a folder of pictures, to search it."),
+    "query": ("trialrun.cli.query:query", 'Search it: "like this picture, but a drawing of *".'),
     "new": ("trialrun.cli.new:new", "Scaffold a method in a source checkout."),
 }
 
