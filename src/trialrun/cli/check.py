@@ -28,7 +28,7 @@ from trialrun.claims.judge import (
 from trialrun.claims.plan import Request
 from trialrun.cli._on import resolve_model, resolve_on
 from trialrun.core.errors import MissingExtra, NotRunnable, UsageError
-from trialrun.material.packs import require_pack
+from trialrun.material.pulling import require_pack
 from trialrun.report.plots import plot_claim
 from trialrun.report.table import claim_lines
 

@@ -7,7 +7,8 @@ import sys
 from cyclopts import App
 
 from trialrun.core.errors import UsageError
-from trialrun.material.packs import PACKS, is_present, pull_command, pull_pack
+from trialrun.material.packs import PACKS, is_present
+from trialrun.material.pulling import pull_command, pull_pack
 
 app = App(name="data", help="List and pull data packs.", result_action="return_value")
 
