@@ -268,9 +268,7 @@ def test_the_loss_and_its_gradients_match_the_slow_twin(batch, crops):
     fast = svasp_loss(*logits[:4], DomainLogits(*logits[4:]), y, y_query, lambda_crop=0.2)
     slow = naive.naive_loss(*logits, y, y_query, 0.2)
     torch.testing.assert_close(fast, slow)
-    torch.testing.assert_close(
-        torch.autograd.grad(fast, logits), torch.autograd.grad(slow, logits)
-    )
+    torch.testing.assert_close(torch.autograd.grad(fast, logits), torch.autograd.grad(slow, logits))
 
 
 def test_soft_cross_entropy_survives_probabilities_that_underflow():
@@ -353,15 +351,15 @@ import numpy as np
 torch.manual_seed(0); torch.set_num_threads(1)
 net = timm.create_model("resnet10t", num_classes=0)
 model = FewShotModel(net, classes=6)
-x = torch.rand(4, 3, 64, 64); y = torch.arange(4)
+x = torch.rand(4, 3, 48, 48); y = torch.arange(4)
 before = copy.deepcopy(net.state_dict())
 attack = StyleAttack(stages=["layer1", "layer2", "layer3"])
-styles = attack(net, model.classifier, x, torch.rand(2, 4, 3, 64, 64), y)
+styles = attack(net, model.classifier, x, torch.rand(2, 4, 3, 48, 48), y)
 print([tuple(s.mean.shape) for s in styles], net.training)
 same = all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
 hooks = sum(len(m._forward_hooks) for m in net.modules())
 print(same, hooks)
-pictures = Pictures((torch.rand(18, 3, 64, 64) * 255).byte(), np.repeat(np.arange(6), 3))
+pictures = Pictures((torch.rand(18, 3, 48, 48) * 255).byte(), np.repeat(np.arange(6), 3))
 log = train_episodes(model, pictures, attack=attack,
                      training=EpisodicTraining(way=3, shot=1, query=2, episodes=1))
 print(len(log.losses), np.isfinite(log.losses).all())

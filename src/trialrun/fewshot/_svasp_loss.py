@@ -43,14 +43,14 @@ class SVasPParts(NamedTuple):
 class LossWeights:
     """How much every part counts; 0 leaves it out. The defaults are the published ones."""
 
-    fsl: float = 1.0
-    fsl_adv: float = 1.0
-    fsl_kl: float = 1.0
-    cls: float = 1.0
-    dom: float = 1.0
-    crop: float = 1.0
-    cls_adv: float = 0.0
-    cls_kl: float = 0.0
+    fsl: int | float = 1.0
+    fsl_adv: int | float = 1.0
+    fsl_kl: int | float = 1.0
+    cls: int | float = 1.0
+    dom: int | float = 1.0
+    crop: int | float = 1.0
+    cls_adv: int | float = 0.0
+    cls_kl: int | float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -153,7 +153,11 @@ class SVasPLoss(nn.Module):
         y_query: Int[Tensor, queries],
         cls_adv: Float[Tensor, "batch classes"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the weighted sum in nats; the arguments are those of `parts`."""
+        """Return the weighted sum in nats.
+
+        ``fsl_ori``, ``fsl_adv``, ``cls_ori``, ``cls_crop``, ``dom_logits``, ``y``, ``y_query``
+        and ``cls_adv`` are those of `parts`.
+        """
         return self.parts(
             fsl_ori, fsl_adv, cls_ori, cls_crop, dom_logits, y, y_query, cls_adv
         ).total

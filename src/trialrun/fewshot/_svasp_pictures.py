@@ -24,7 +24,9 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(split(seed, name))
 
 
-def _uniform(low: float, high: float, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
+def _uniform(
+    low: int | float, high: int | float, shape: tuple[int, ...], source: torch.Generator
+) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=source)
 
 
