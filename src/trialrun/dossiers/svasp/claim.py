@@ -61,6 +61,7 @@ def arms_of_training() -> dict[str, tuple[StyleAttack | None, LossWeights]]:
         "noise": (_attack("noise"), LossWeights()),
         "styleadv": (_attack("styleadv"), STYLE_ONLY),
         "svasp": (_attack("code"), LossWeights()),
+        "single": (_attack("code", crop_decay=0.0), LossWeights()),
         "svasp-plus": (_attack("paper"), LossWeights()),
         "no-dom": (_attack("code"), LossWeights(dom=0)),
         "no-crop": (_attack("code"), LossWeights(crop=0)),
@@ -117,16 +118,20 @@ def _accuracies(ctx: Context, world: World, model: FewShotModel) -> dict[str, fl
 
 
 def _flatness(ctx: Context, world: World, model: FewShotModel) -> dict[str, float]:
-    """The rise of the base-class loss along filter-normalised random directions."""
+    """The rise of the base-class loss along filter-normalised random directions.
+
+    Each batch is normalised by its own statistics: stored ones belong to the weights that they
+    were stored for, and arms store those of other mixtures of clean, restyled and cropped pictures.
+    """
     rows = rng(ctx.seed, "flat").integers(len(world.base.labels), size=2 * size(ctx).probe)
     x, y = world.base.take(rows).to(ctx.device), torch.from_numpy(world.base.labels[rows])
-    model.eval()
+    probed = copy.deepcopy(model).train()
 
     def loss() -> torch.Tensor:
-        return functional.cross_entropy(model(x).cpu(), y)
+        return functional.cross_entropy(probed(x).cpu(), y)
 
     rises = loss_rise(
-        model.backbone,
+        probed.backbone,
         loss,
         radius=RADIUS,
         directions=size(ctx).directions,
@@ -217,12 +222,12 @@ TRIAL = Trial(
             digits=False,
         ),
         "quick": SVasPBudget(
-            seeds=3,
+            seeds=4,
             first_seed=60,
             characters=240,
-            warm=150,
-            episodes=20,
-            test_episodes=200,
+            warm=120,
+            episodes=12,
+            test_episodes=150,
             directions=6,
             probe=48,
             digits=True,
@@ -232,7 +237,7 @@ TRIAL = Trial(
             first_seed=100,
             characters=500,
             warm=300,
-            episodes=150,
+            episodes=100,
             test_episodes=600,
             directions=20,
             probe=128,
@@ -251,12 +256,13 @@ TRIAL = Trial(
         ),
     },
     arms={
-        "attack": _scored("svasp", "none", "noise", "unmoved", "svasp-plus", "no-dom", "no-crop"),
-        "styleadv": _scored("svasp", "styleadv", "svasp-plus", "noise"),
+        "attack": _scored("svasp", "unmoved", "none", "noise", "svasp-plus", "no-dom", "no-crop"),
         "direction": _scored("svasp", "noise", "styleadv", "unmoved"),
+        "styleadv": _scored("svasp", "styleadv", "svasp-plus", "noise"),
         "steady": {name: partial(steadiness, ensemble=name) for name in ENSEMBLES},
         "flat": {
-            name: partial(flatness, name=name) for name in ("svasp", "none", "styleadv", "noise")
+            name: partial(flatness, name=name)
+            for name in ("svasp", "single", "noise", "unmoved", "none", "styleadv", "svasp-plus")
         },
     },
     prepare={"networks": put_on_trial},
