@@ -76,6 +76,17 @@ class ProtoNetHead(nn.Module):
         sizes = prototypes.square().sum(-1).unsqueeze(-2) + query.square().sum(-1, keepdim=True)
         return -self.scale * (sizes - 2 * cross)
 
+    def nearest(self, support: Tensor, query: Tensor) -> Tensor:
+        """Return the place of the nearest class, (..., queries), without the distances.
+
+        ``support`` and ``query`` are those of `forward`. A query's own length is the same for all
+        classes, so it is left out.
+        """
+        check_episode(support, query)
+        prototypes = support.mean(dim=-2)
+        half = prototypes.square().sum(-1).unsqueeze(-2) / 2
+        return (query @ prototypes.mT - half).argmax(dim=-1)
+
 
 class CosineHead(nn.Module):
     """Score queries by the cosine with the mean of each class, times a learned temperature.

@@ -25,11 +25,11 @@ from trialrun.core.shapes import check_axes, check_range
 from trialrun.fewshot._svasp_heads import ProtoNetHead
 from trialrun.fewshot._svasp_style import evaluating
 
-_BLOCK = 64
+_BLOCK = 256
 """Episodes drawn from one stream: the first n episodes do not depend on how many are asked for."""
 
-_NUMBERS = 2**22
-"""About how many numbers one step of an evaluation may hold."""
+_NUMBERS = 2**18
+"""About how many numbers one step of an evaluation holds: few enough to stay in a core's cache."""
 
 
 class Episodes(NamedTuple):
@@ -252,6 +252,12 @@ def extract_features(
     return Features(torch.cat(parts), dataset.labels)
 
 
+def _rows(features: Tensor, rows: Tensor, room: Tensor) -> Tensor:
+    # Whole rows are copied into the same room at every step: fresh memory costs more than the rest.
+    found = torch.index_select(features, 0, rows.flatten(), out=room[: rows.numel()])
+    return found.view(*rows.shape, features.shape[1])
+
+
 @torch.no_grad()
 def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) -> Tensor:
     """Return the accuracy of every episode, in points, as a tensor of shape (episodes,).
@@ -288,13 +294,21 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
     truth = torch.arange(way).repeat(query)  # queries come one of each class in turn
     per_episode = way * (episodes.support.shape[2] + query) * features.features.shape[1]
     step = max(1, _NUMBERS // per_episode)
+    width = features.features.shape[1]
+    sizes = (support[:step].numel(), asked[:step].numel())
+    room = [features.features.new_empty(size, width) for size in sizes]
     found = []
     with evaluating(head):
         for start in range(0, count, step):
             part = slice(start, start + step)
-            given = features.features[support[part]]
-            logits = head(given, features.features[asked[part].mT.flatten(1)])
-            found.append((logits.argmax(-1) == truth).double().mean(-1))
+            given = _rows(features.features, support[part], room[0])
+            wanted = _rows(features.features, asked[part].mT.flatten(1), room[1])
+            place = (
+                head.nearest(given, wanted)
+                if type(head) is ProtoNetHead
+                else head(given, wanted).argmax(dim=-1)
+            )
+            found.append((place == truth).double().mean(-1))
     return 100 * torch.cat(found)
 
 
