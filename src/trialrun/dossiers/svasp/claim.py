@@ -42,6 +42,7 @@ STAGES = Conv4.stages
 CROPS = 2
 ENSEMBLES = ("paper", "single", "restarts", "others", "code")
 RADIUS = 0.2
+WARM_LR = 3e-3
 FLAT = 1e-3
 """A rise in nats below which a minimum counts as flat; ratios need a number above 0."""
 PLAIN = LossWeights(fsl_adv=0, fsl_kl=0, dom=0, crop=0)
@@ -85,7 +86,12 @@ def put_on_trial(ctx: Context, folder: Path) -> None:
     world = make_world(ctx)
     warm = _model(ctx, world)
     train_supervised(
-        warm, world.base, steps=size(ctx).warm, flip=False, seed=split(ctx.seed, "warm")
+        warm,
+        world.base,
+        steps=size(ctx).warm,
+        lr=WARM_LR,
+        flip=False,
+        seed=split(ctx.seed, "warm"),
     )
     found = {"steady": _steadiness(ctx, world, warm)}
     for name, (attack, weights) in arms_of_training().items():
@@ -224,8 +230,8 @@ TRIAL = Trial(
         "quick": SVasPBudget(
             seeds=4,
             first_seed=60,
-            characters=240,
-            warm=120,
+            characters=150,
+            warm=150,
             episodes=12,
             test_episodes=150,
             directions=6,
@@ -235,8 +241,8 @@ TRIAL = Trial(
         "full": SVasPBudget(
             seeds=5,
             first_seed=100,
-            characters=500,
-            warm=300,
+            characters=300,
+            warm=400,
             episodes=100,
             test_episodes=600,
             directions=20,
