@@ -55,7 +55,10 @@ class EpisodeScore(NamedTuple):
 class PictureSource(Protocol):
     """Pictures that can be taken by row, with one integer label each."""
 
-    labels: NDArray[np.int64]
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Return integer labels of shape (n,)."""
+        ...
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         """Return float pictures (rows, channels, height, width)."""

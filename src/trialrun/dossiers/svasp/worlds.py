@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from trialrun.material.glyphs import load_glyphs
 SIDE = 32
 DIGITS = 40
 SHIFTED = ("texture", "inverted", "outline", "noise")
-Ink = NDArray[np.float32]
+Ink = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
