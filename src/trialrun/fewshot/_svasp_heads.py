@@ -189,6 +189,14 @@ class _GNNHead(nn.Module):
     def _queries_per_graph(self) -> int:
         return 1
 
+    def numbers(self, way: int, shot: int, queries: int) -> int:
+        """Return about how many numbers an episode's widest layer holds.
+
+        ``way``, ``shot`` and ``queries`` are classes, pictures per class and all queries.
+        """
+        together = self._queries_per_graph()
+        return queries // together * (way * shot + together) ** 2 * 192
+
     def forward(
         self,
         support: Float[Tensor, "*episodes way shot width"],

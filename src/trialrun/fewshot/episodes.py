@@ -295,23 +295,27 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
         )
     support, asked = torch.from_numpy(episodes.support), torch.from_numpy(episodes.query)
     truth = torch.arange(way).repeat(query)  # queries come one of each class in turn
-    per_episode = way * (episodes.support.shape[2] + query) * features.features.shape[1]
+    shot, width = episodes.support.shape[2], features.features.shape[1]
+    per_episode = way * (shot + query) * width
+    cost: Any = getattr(head, "numbers", None)  # graph heads need far more than the features
+    if cost is not None:
+        per_episode = max(per_episode, cost(way, shot, way * query))
     step = max(1, _NUMBERS // per_episode)
-    width = features.features.shape[1]
+    spot = next(head.parameters(), features.features).device
     sizes = (support[:step].numel(), asked[:step].numel())
     room = [features.features.new_empty(size, width) for size in sizes]
     found = []
     with evaluating(head):
         for start in range(0, count, step):
             part = slice(start, start + step)
-            given = _rows(features.features, support[part], room[0])
-            wanted = _rows(features.features, asked[part].mT.flatten(1), room[1])
+            given = _rows(features.features, support[part], room[0]).to(spot)
+            wanted = _rows(features.features, asked[part].mT.flatten(1), room[1]).to(spot)
             place = (
                 head.nearest(given, wanted)
                 if type(head) is ProtoNetHead
                 else head(given, wanted).argmax(dim=-1)
             )
-            found.append((place == truth).double().mean(-1))
+            found.append((place.cpu() == truth).double().mean(-1))
     return 100 * torch.cat(found)
 
 
