@@ -13,6 +13,7 @@ from tests.naive import svasp as naive
 from trialrun.core.errors import UsageError
 from trialrun.fewshot.svasp import (
     Conv4,
+    CosineHead,
     EpisodeSampler,
     EpisodicTraining,
     Features,
@@ -23,6 +24,7 @@ from trialrun.fewshot.svasp import (
     ProtoNetHead,
     StyleAttack,
     SVasPLoss,
+    TransductiveGNNHead,
     bscd_fsl,
     episode_accuracies,
     evaluate_episodes,
@@ -187,6 +189,28 @@ def test_training_learns_leaves_global_randomness_alone_and_repeats(preset):
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0]
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        CosineHead(),
+        InductiveGNNHead(8, way=3),
+        TransductiveGNNHead(8, way=3),
+        TransductiveGNNHead(8, way=3, queries_per_graph=3),
+    ],
+    ids=["cosine", "inductive", "transductive", "published layout"],
+)
+def test_every_head_is_trained_with_the_network(head):
+    model = FewShotModel(Conv4(widths=(8, 8, 8, 8)), classes=8, head=copy.deepcopy(head))
+    log = train_episodes(
+        model, _world(), attack=StyleAttack(stages=Conv4.stages),
+        training=EpisodicTraining(way=3, shot=1, query=2, episodes=2, flip=False),
+    )  # fmt: skip
+    assert np.isfinite(log.losses).all()
+    for (name, new), old in zip(model.head.named_parameters(), head.parameters()):
+        assert not torch.equal(new, old), name
+    assert 0 <= evaluate_episodes(model, _world(), way=3, query=2, episodes=3).acc <= 100
 
 
 def test_arms_that_differ_in_the_attack_see_the_same_clean_episodes():
