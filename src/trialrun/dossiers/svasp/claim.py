@@ -262,9 +262,9 @@ TRIAL = Trial(
         ),
     },
     arms={
-        "attack": _scored("svasp", "unmoved", "none", "noise", "svasp-plus", "no-dom", "no-crop"),
+        "attack": _scored("svasp", "none", "noise", "unmoved", "svasp-plus", "no-dom", "no-crop"),
         "direction": _scored("svasp", "noise", "styleadv", "unmoved"),
-        "styleadv": _scored("svasp", "styleadv", "svasp-plus", "noise"),
+        "styleadv": _scored("svasp", "styleadv", "noise", "unmoved", "svasp-plus", "single"),
         "steady": {name: partial(steadiness, ensemble=name) for name in ENSEMBLES},
         "flat": {
             name: partial(flatness, name=name)
