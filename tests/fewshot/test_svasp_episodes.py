@@ -242,6 +242,8 @@ def test_the_best_state_on_source_validation_is_kept():
     assert log.best_accuracy is not None
     with pytest.raises(ValueError, match="labels must lie between 0 and 3"):
         train_episodes(FewShotModel(Conv4(), classes=4), _world(), attack=None)
+    with pytest.raises(ValueError, match="weight 0 for dom where there is no attack"):
+        train_episodes(model, _world(), attack=None, loss=SVasPLoss())
     with pytest.raises(ValueError, match="width must be given: Identity"):
         FewShotModel(nn.Identity(), classes=3)
 

@@ -108,6 +108,10 @@ class EpisodicTraining:
     validation_episodes: int = 100
 
 
+WITHOUT_ATTACK = LossWeights(fsl_adv=0, fsl_kl=0, dom=0)
+"""The parts that are left where no picture is restyled: clean episodes, base classes and crops."""
+
+
 class TrainingLog(NamedTuple):
     """Total loss of every episode, and where the best state on source validation was found.
 
@@ -212,7 +216,8 @@ def train_episodes(
     attack : StyleAttack or None
         None trains on clean episodes and crops alone.
     loss : SVasPLoss or None
-        None takes the published weights. Crops are cut only if the attack or the loss uses them.
+        None takes the published weights, or `WITHOUT_ATTACK` without an attack. Crops are cut only
+        if the attack or the loss uses them.
     training : EpisodicTraining or None
     validation : Pictures, PictureFolder or None
         Source classes held out. With ``validate_every`` the state that classifies their episodes
@@ -224,7 +229,8 @@ def train_episodes(
     Raises
     ------
     ValueError
-        For labels that the classifier has not, or too few classes or pictures for an episode.
+        For labels that the classifier has not, too few classes or pictures for an episode, or a
+        discriminator without an attack.
 
     Examples
     --------
@@ -237,7 +243,8 @@ def train_episodes(
     >>> len(log.losses)
     2
     """
-    plan, objective = training or EpisodicTraining(), loss or SVasPLoss()
+    plan = training or EpisodicTraining()
+    objective = loss or SVasPLoss(weights=None if attack else WITHOUT_ATTACK)
     _check_base(model, pictures)
     sampler = EpisodeSampler(
         pictures.labels, way=plan.way, shot=plan.shot, query=plan.query,
@@ -305,6 +312,11 @@ def episode_loss(
         As in `train_episodes`.
     """
     weights = loss.weights or LossWeights()
+    if attack is None and weights.dom:
+        raise UsageError(
+            "loss must have weight 0 for dom where there is no attack: the discriminator would be "
+            "told both answers for the same pictures"
+        )
     x = jitter(x, strength=plan.jitter, flip=plan.flip, seed=split(seed, "jitter"))
     attacked = attack is not None and attack.settings.crop_decay > 0
     crops = None
