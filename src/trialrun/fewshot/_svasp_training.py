@@ -317,11 +317,11 @@ def episode_loss(
             "loss must have weight 0 for dom where there is no attack: the discriminator would be "
             "told both answers for the same pictures"
         )
-    x = jitter(x, strength=plan.jitter, flip=plan.flip, seed=split(seed, "jitter"))
     attacked = attack is not None and attack.settings.crop_decay > 0
     crops = None
-    if attacked or weights.crop:
+    if attacked or weights.crop:  # cut from the picture as it is: crops are not jittered
         crops = random_crops(x, plan.crops, area=plan.crop_area, seed=split(seed, "crops"))
+    x = jitter(x, strength=plan.jitter, flip=plan.flip, seed=split(seed, "jitter"))
     styles = None
     if attack is not None:
         model.train()
