@@ -2,7 +2,7 @@
 
 Written from the project's notes on the published code and the digest; no author code was used.
 The code subtracts the crops' gradient while the text speaks of a decay-weighted integration, so
-both are presets. ``styleadv`` is the rival's attack (fu2023styleadv) and ``noise`` the control:
+both are presets. ``styleadv`` is the rival's attack (fu2023styleadv) and ``noise`` a baseline:
 steps of the same size in random directions. Ours, not theirs: ``gradient_at`` and the preset
 ``noise``; nothing is computed before the attacked stage that needs a gradient.
 """

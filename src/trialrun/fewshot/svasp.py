@@ -6,7 +6,7 @@ style statistics, the ensemble of crop gradients, the step, the loss and its wei
 the passes. The published code subtracts the crops' gradient, the text adds it: ``preset="code"``
 and ``preset="paper"``. Ours: hooks that restyle the stages of any network, seeded streams for
 everything random, heads that say whether they are inductive, episodes as numbers of rows, and the
-control ``preset="noise"``. Not here: the vision-transformer variant, which the code does not have.
+baseline ``preset="noise"``. Not here: the vision-transformer variant, which the code does not have.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ from trialrun.fewshot.svasp import (
     EpisodicTraining,
     FewShotModel,
     LossWeights,
+    Moments,
     StyleAttack,
+    StyleStep,
     SVasPLoss,
     episode_accuracies,
     extract_features,
@@ -41,6 +45,9 @@ WIDTHS = (16, 32, 64, 64)
 STAGES = Conv4.stages
 CROPS = 2
 ENSEMBLES = ("paper", "single", "restarts", "others", "code")
+HELD_OUT = 8
+"""Random starts whose mean gradient the others are judged by."""
+SHOT, QUERY = 1, 7
 RADIUS = 0.2
 WARM_LR = 3e-3
 FLAT = 1e-3
@@ -49,23 +56,47 @@ PLAIN = LossWeights(fsl_adv=0, fsl_kl=0, dom=0, crop=0)
 STYLE_ONLY = LossWeights(dom=0, crop=0)
 
 
+class Descent(StyleAttack):
+    """The same steps, in the direction in which the classifier does better."""
+
+    def _loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return -super()._loss(logits, y)
+
+
+class Strangers(StyleAttack):
+    """The same ensemble, with the gradients of another class's crops in place of the picture's."""
+
+    def _step(self, stage: str, own: Moments, raw: Moments, seed: int) -> StyleStep:
+        # An episode comes class by class, shot + query pictures of each.
+        moved = [torch.cat([part[:-1].roll(SHOT + QUERY, dims=1), part[-1:]]) for part in raw]
+        return super()._step(stage, own, Moments(*moved), seed)
+
+
 def _attack(preset: str, **changes: object) -> StyleAttack:
     return StyleAttack(stages=STAGES, preset=preset, **changes)  # type: ignore[arg-type]
 
 
-def arms_of_training() -> dict[str, tuple[StyleAttack | None, LossWeights]]:
-    """Return attack and loss of every network that is trained."""
-    still = _attack("noise", eps=(0.0,), start="none")
+class Recipe(NamedTuple):
+    """How a network is trained: its attack, its loss, and how often a stage's swap is applied."""
+
+    attack: StyleAttack | None
+    weights: LossWeights
+    p_apply: float = 0.8
+
+
+def arms_of_training() -> dict[str, Recipe]:
+    """Return the recipe of every network that is trained."""
     return {
-        "none": (None, PLAIN),
-        "unmoved": (still, LossWeights()),
-        "noise": (_attack("noise"), LossWeights()),
-        "styleadv": (_attack("styleadv"), STYLE_ONLY),
-        "svasp": (_attack("code"), LossWeights()),
-        "single": (_attack("code", crop_decay=0.0), LossWeights()),
-        "svasp-plus": (_attack("paper"), LossWeights()),
-        "no-dom": (_attack("code"), LossWeights(dom=0)),
-        "no-crop": (_attack("code"), LossWeights(crop=0)),
+        "none": Recipe(None, PLAIN),
+        "unmoved": Recipe(_attack("noise"), LossWeights(), p_apply=0.0),
+        "noise": Recipe(_attack("noise"), LossWeights()),
+        "descent": Recipe(Descent(stages=STAGES), LossWeights()),
+        "styleadv": Recipe(_attack("styleadv"), STYLE_ONLY),
+        "svasp": Recipe(_attack("code"), LossWeights()),
+        "single": Recipe(_attack("code", crop_decay=0.0), LossWeights()),
+        "strangers": Recipe(Strangers(stages=STAGES), LossWeights()),
+        "svasp-plus": Recipe(_attack("paper"), LossWeights()),
+        "no-dom": Recipe(_attack("code"), LossWeights(dom=0)),
     }
 
 
@@ -77,7 +108,9 @@ def _model(ctx: Context, world: World) -> FewShotModel:
 
 def _plan(ctx: Context) -> EpisodicTraining:
     # Mirrored letters are other letters, so nothing is flipped.
-    return EpisodicTraining(shot=1, query=7, episodes=size(ctx).episodes, crops=CROPS, flip=False)
+    return EpisodicTraining(
+        shot=SHOT, query=QUERY, episodes=size(ctx).episodes, crops=CROPS, flip=False
+    )
 
 
 def put_on_trial(ctx: Context, folder: Path) -> None:
@@ -94,14 +127,14 @@ def put_on_trial(ctx: Context, folder: Path) -> None:
         seed=split(ctx.seed, "warm"),
     )
     found = {"steady": _steadiness(ctx, world, warm)}
-    for name, (attack, weights) in arms_of_training().items():
+    for name, recipe in arms_of_training().items():
         model = copy.deepcopy(warm)
         train_episodes(
             model,
             world.base,
-            attack=attack,
-            loss=SVasPLoss(weights=weights),
-            training=_plan(ctx),
+            attack=recipe.attack,
+            loss=SVasPLoss(weights=recipe.weights),
+            training=replace(_plan(ctx), p_apply=recipe.p_apply),
             seed=split(ctx.seed, "train"),
         )
         found[name] = {**_accuracies(ctx, world, model), **_flatness(ctx, world, model)}
@@ -167,35 +200,50 @@ def flatness(ctx: Context, *, name: str) -> Measurement:
 
 
 def steadiness(ctx: Context, *, ensemble: str) -> Measurement:
-    """Return 100 x the mean cosine between the gradients of one picture under two draws.
+    """Return 100 x the mean cosine with the picture's mean gradient over held-out starts.
 
     Every arm mixes the gradients of the same walks. ``paper`` adds the crops' and ``code`` takes
-    them off; ``others`` adds those of another picture's crops; ``restarts`` adds the picture's
-    own from as many further random starts; ``single`` adds nothing.
+    them off; ``others`` adds those of other pictures' crops; ``restarts`` adds the picture's own
+    from as many further random starts; ``single`` adds nothing. Beside it stands ``agreement``:
+    the cosine between two draws, which anything added to both would raise.
     """
     found = _found(ctx, "steady")
     stages = {stage: found[f"{ensemble}, {stage}"] for stage in STAGES}
-    return Measurement.of(float(np.mean(list(stages.values()))), n=size(ctx).probe, **stages)
+    return Measurement.of(
+        float(np.mean(list(stages.values()))),
+        n=size(ctx).probe,
+        agreement=found[f"{ensemble}, agreement"],
+        **stages,
+    )
 
 
 def _steadiness(ctx: Context, world: World, model: FewShotModel) -> dict[str, float]:
     rows = rng(ctx.seed, "steady").permutation(len(world.base.labels))[: size(ctx).probe]
     x = world.base.take(rows).to(ctx.device)
     y = torch.from_numpy(world.base.labels[rows]).to(ctx.device)
-    attack = _attack("paper", gradient_at="start")
-    walks = []
-    for draw in range(2 * (1 + CROPS)):
+
+    def walk(draw: int, crops: int) -> list[StyleStep]:
         seed = split(ctx.seed, "draw", draw)
-        crops = random_crops(x, CROPS, seed=seed)
-        walks.append(attack.steps(model.backbone, model.classifier, x, crops, y, seed=seed))
-    found = {}
+        cut = random_crops(x, crops, seed=seed) if crops else None
+        decay = None if crops else 0.0
+        attack = _attack("paper", crop_decay=decay, gradient_at="start")
+        return attack.steps(model.backbone, model.classifier, x, cut, y, seed=seed)
+
+    used = 2 * (1 + CROPS)
+    walks = [walk(draw, CROPS) for draw in range(used)]
+    held = [walk(used + draw, 0) for draw in range(HELD_OUT)]
+    found: dict[str, float] = {}
     for ensemble in ENSEMBLES:
+        agreements = []
         for i, stage in enumerate(STAGES):
-            cosines = [
-                gradient_agreement(*_mixed([walk[i].raw[kind] for walk in walks], ensemble))
-                for kind in range(2)
-            ]
+            cosines = []
+            for kind in range(2):
+                mixed = _mixed([walk[i].raw[kind] for walk in walks], ensemble)
+                truth = torch.stack([walk[i].raw[kind][-1] for walk in held]).mean(dim=0)
+                cosines += [gradient_agreement(draw, truth) for draw in mixed]
+                agreements.append(gradient_agreement(*mixed))
             found[f"{ensemble}, {stage}"] = 100 * float(np.mean(cosines))
+        found[f"{ensemble}, agreement"] = 100 * float(np.mean(agreements))
     return found
 
 
@@ -203,8 +251,8 @@ def _mixed(raws: list[torch.Tensor], ensemble: str) -> tuple[torch.Tensor, torch
     settings = PRESETS["code" if ensemble == "code" else "paper"]
     if ensemble == "single":
         raws = [raw[-1:] for raw in raws[:2]]
-    elif ensemble == "others":
-        raws = [torch.cat([raw[:-1].roll(1, dims=1), raw[-1:]]) for raw in raws[:2]]
+    elif ensemble == "others":  # other pictures in each draw, else what is added would agree
+        raws = [torch.cat([raws[i][:-1].roll(i + 1, dims=1), raws[i][-1:]]) for i in (0, 1)]
     elif ensemble == "restarts":
         own = [raw[-1] for raw in raws]
         raws = [torch.stack([*own[i + 2 :: 2], own[i]]) for i in (0, 1)]
@@ -243,7 +291,7 @@ TRIAL = Trial(
             first_seed=100,
             characters=300,
             warm=400,
-            episodes=100,
+            episodes=80,
             test_episodes=600,
             directions=20,
             probe=128,
@@ -262,13 +310,13 @@ TRIAL = Trial(
         ),
     },
     arms={
-        "attack": _scored("svasp", "none", "noise", "unmoved", "svasp-plus", "no-dom", "no-crop"),
-        "direction": _scored("svasp", "noise", "styleadv", "unmoved"),
+        "attack": _scored("svasp", "none", "noise", "unmoved", "svasp-plus", "no-dom"),
+        "direction": _scored("svasp", "noise", "styleadv", "descent"),
         "styleadv": _scored("svasp", "styleadv", "noise", "unmoved", "svasp-plus", "single"),
         "steady": {name: partial(steadiness, ensemble=name) for name in ENSEMBLES},
         "flat": {
             name: partial(flatness, name=name)
-            for name in ("svasp", "single", "noise", "unmoved", "none", "styleadv", "svasp-plus")
+            for name in ("svasp", "single", "noise", "strangers", "none", "styleadv", "svasp-plus")
         },
     },
     prepare={"networks": put_on_trial},
