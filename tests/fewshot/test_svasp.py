@@ -207,6 +207,11 @@ def test_a_zero_gradient_is_no_division_by_zero():
         ({"sign": "both"}, "sign must be one of"),
         ({"crop_decay": -0.1}, "crop_decay must be at least 0"),
         ({"crop_decay": 0.1}, "crops must be given with crop_decay 0.1"),
+        ({"stages": ("b", "a")}, "in the order in which they run, a, b, got b, a"),
+        ({"preset": "noise", "stages": ("b", "a")}, "in the order in which they run"),
+        ({"preset": "noise", "sign": "plus"}, "looks at no gradient, so sign would do nothing"),
+        ({"preset": "noise", "crop_decay": 0.1}, "so crop_decay would do nothing"),
+        ({"preset": "noise", "gradient_at": "start"}, "so gradient_at would do nothing"),
     ],
 )
 def test_bad_settings_are_named(change, message, no_annotation_checks):
@@ -285,6 +290,8 @@ def test_parts_of_weight_nothing_are_left_out():
         *logits[:4], None, y, y_query
     )
     torch.testing.assert_close(parts.total, parts.fsl + parts.cls)
+    with pytest.raises(ValueError, match=r"cls_crop must be given .* LossWeights\(crop=0\)"):
+        SVasPLoss()(*logits[:3], None, DomainLogits(*logits[4:]), y, y_query)
     with pytest.raises(ValueError, match="dom_logits must be given"):
         SVasPLoss()(*logits[:4], None, y, y_query)
     with pytest.raises(ValueError, match="cls_crop must have a whole number of rows"):
@@ -370,3 +377,85 @@ print(0 <= acc <= 100)
     lines = said.split("\n")
     assert lines[0] == "[(4, 64), (4, 128), (4, 256)] True"
     assert lines[1:4] == ["True 0", "1 True", "True"]
+
+
+def test_queries_of_each_class_in_turn_need_no_labels():
+    logits, y, y_query = _logits(6, 2)
+    dom = DomainLogits(*logits[4:])
+    given = svasp_loss(*logits[:4], dom, y, y_query)
+    assert torch.equal(svasp_loss(*logits[:4], dom, y), given)
+    with pytest.raises(ValueError, match="y_query must be given: 5 queries"):
+        svasp_loss(logits[0][:5], logits[1][:5], *logits[2:4], dom, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_styles_far_from_nothing_survive_half_precision(dtype):
+    f = (300 + _random(0, 2, 3, 8, 8, dtype=torch.float32)).to(dtype)
+    mean, std = torch.ones(2, 3), torch.full((2, 3), 0.8)
+    found = adain(f, mean, std)
+    assert found.dtype == dtype
+    right = adain(f.double(), mean.double(), std.double())
+    torch.testing.assert_close(found.double(), right, atol=0.02, rtol=0.01)
+    flat = torch.full((1, 1, 4, 4), 300.0, dtype=dtype)  # nothing to scale
+    assert (adain(flat, mean[:1, :1], std[:1, :1]) == 1).all()
+    assert style_of(f).mean.dtype == torch.float32
+    assert (
+        adain(torch.full((1, 1, 8, 8), 1000.3), mean[:1, :1], std[:1, :1]) - 1
+    ).abs().max() < 0.1
+
+
+def test_small_steps_are_not_lost_in_half_precision():
+    net = Net().bfloat16().eval()
+    net.a[1].bias.data.fill_(4.0)
+    attack = StyleAttack(stages=("a",), eps=(0.008,), start="none", crop_decay=0)
+    x, y = _random(5, 2, 3, 6, 6).bfloat16(), torch.tensor([0, 1], dtype=torch.int32)
+    step = attack.steps(net, nn.Linear(6, 7).bfloat16(), x, None, y)[0]
+    moved = (step.style.mean - style_of(net.a(x)).mean).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.008), atol=1e-5, rtol=0)
+
+
+def test_an_attack_works_inside_inference_mode():
+    net = Net()
+    classifier, y = _classifier(net), torch.tensor([0, 1])
+    attack, x = StyleAttack(stages=("a", "b")), _random(5, 2, 3, 6, 6)
+    outside = attack(net, classifier, x, x[None], y)
+    with torch.inference_mode():
+        inside = attack(net, classifier, x.clone(), x.clone()[None], y.clone())
+        assert torch.is_inference_mode_enabled()
+    for a, b in zip(outside, inside):
+        assert torch.equal(a.mean, b.mean)
+        assert torch.equal(a.std, b.std)
+
+
+def test_labels_out_of_range_are_refused_also_where_no_gradient_is_taken(no_annotation_checks):
+    net, x = Net(), _random(5, 2, 3, 6, 6)
+    noise = StyleAttack(stages=("a",), preset="noise")
+    with pytest.raises(ValueError, match=r"y must hold classes from 0 to 6, .* got 0 to 9"):
+        noise(net, _classifier(net), x, None, torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="y must hold classes from 0, got -1"):
+        noise(net, nn.Identity(), x, None, torch.tensor([0, -1]))
+    with pytest.raises(ValueError, match="y must hold integers"):
+        noise(net, nn.Identity(), x, None, torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("offset", [300.0, 30000.0])
+def test_prototypes_do_not_mind_a_shift(offset):
+    support, query = _random(1, 5, 2, 64, dtype=torch.float32), _random(2, 40, 64).float()
+    support, query = (part + offset for part in (support, query))
+    right = ProtoNetHead()(support.double(), query.double())
+    torch.testing.assert_close(ProtoNetHead()(support, query).double(), right, rtol=1e-3, atol=0.05)
+    assert torch.equal(ProtoNetHead().nearest(support, query), right.argmax(-1))
+    if offset == 300:
+        half, asked = support.half(), query.half()
+        right = ProtoNetHead()(half.double(), asked.double())
+        assert ProtoNetHead()(half, asked).dtype == torch.float16
+        assert torch.equal(ProtoNetHead().nearest(half, asked), right.argmax(-1))
+
+
+def test_queries_taken_in_turns_are_scored_alike(monkeypatch):
+    head = InductiveGNNHead(6).double()
+    support, query = _random(1, 5, 2, 6), _random(2, 9, 6)
+    with torch.no_grad():
+        whole = head(support, query)
+        monkeypatch.setattr("trialrun.fewshot._svasp_heads._NUMBERS", 60_000)
+        torch.testing.assert_close(head(support, query), whole)

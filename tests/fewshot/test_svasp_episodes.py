@@ -11,6 +11,8 @@ from torch import nn
 
 from tests.naive import svasp as naive
 from trialrun.core.errors import UsageError
+from trialrun.dossiers.svasp import claim
+from trialrun.fewshot._svasp_folders import read_picture
 from trialrun.fewshot.svasp import (
     Conv4,
     CosineHead,
@@ -20,6 +22,7 @@ from trialrun.fewshot.svasp import (
     FewShotModel,
     InductiveGNNHead,
     LossWeights,
+    PictureFolder,
     Pictures,
     ProtoNetHead,
     StyleAttack,
@@ -30,6 +33,7 @@ from trialrun.fewshot.svasp import (
     evaluate_episodes,
     extract_features,
     fine_tune,
+    forward_with_styles,
     fwt_list,
     gradient_agreement,
     jitter,
@@ -359,7 +363,7 @@ def test_the_four_bscd_sets_are_read_by_their_layout(tmp_path):
     found = bscd_fsl(tmp_path / "chest", "chestx", size=8)
     assert (len(found), list(found.class_names)) == (2, ["Mass", "Nodule"])
     (tmp_path / "chest" / "images" / "1.png").unlink()
-    with pytest.raises(UsageError, match="1 could not be decoded"):
+    with pytest.raises(UsageError, match=r"1 missing, .*1\.png for one"):
         bscd_fsl(tmp_path / "chest", "chestx", size=8)
 
 
@@ -376,8 +380,152 @@ def test_a_list_made_on_another_machine_is_found_under_a_new_root(tmp_path):
     found = fwt_list(file, root=tmp_path, size=8)
     assert list(found.class_names) == ["crow", "wren"]
     assert found.labels.tolist() == [1, 0]
-    with pytest.raises(UsageError, match="2 could not be decoded"):
+    with pytest.raises(UsageError, match="2 missing"):
         fwt_list(file, size=8)
     file.write_text(json.dumps({**table, "image_labels": [0]}))
     with pytest.raises(UsageError, match="one label per picture, got 2 pictures and 1 labels"):
         fwt_list(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_crops_of_any_precision_are_those_of_single(dtype):
+    for side in (9, 224):
+        x = _random(3, 1, 3, side, side).sigmoid().to(dtype)
+        found = random_crops(x, 1)
+        assert found.dtype == dtype
+        right = random_crops(x.float(), 1)
+        torch.testing.assert_close(found.float(), right, atol=4e-3, rtol=4e-3)
+
+
+def test_whitened_pictures_are_not_jittered():
+    x = torch.tensor([-2.0, 2.0]).expand(1, 3, 1, 2)
+    with pytest.raises(ValueError, match="from 0 to 1, got -2 to 2: jitter first and whiten"):
+        jitter(x, strength=0)
+    with pytest.raises(ValueError, match="from 0 to 1, got nan"):
+        jitter(x * torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        ({}, True, "validate_every must be from 1 to the 2 episodes .* got 0"),
+        ({"validate_every": 3}, True, "validate_every must be from 1 to the 2 episodes"),
+        ({"validate_every": 1}, False, "validation must be given with validate_every 1"),
+    ],
+)
+def test_half_a_validation_is_refused(settings, given, message):
+    with pytest.raises(UsageError, match=message):
+        train_episodes(
+            _model(), _world(), attack=None, validation=_world() if given else None,
+            training=EpisodicTraining(shot=1, query=2, episodes=2, **settings),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS.astype(np.int32), torch.from_numpy(LABELS), LABELS.tolist()]
+)
+def test_labels_of_any_kind_are_kept_as_integers(labels, no_annotation_checks):
+    pictures = Pictures(_world().images, labels)
+    assert pictures.labels.dtype == np.int64
+    assert len(train_supervised(_model(), pictures, steps=1, batch_size=4)) == 1
+    with pytest.raises(ValueError, match="labels must be integers of shape"):
+        Pictures(_world().images, [[0], [1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"lr": 0.0}, "lr must be at least"),
+    ],
+)
+def test_settings_of_the_warm_start_have_ranges(settings, message):
+    with pytest.raises(ValueError, match=message):
+        train_supervised(_model(), _world(), **{"steps": 1, **settings})
+
+
+def test_features_that_cannot_be_scored_are_refused(no_annotation_checks):
+    features = Features(_random(0, 160, 6), LABELS)
+    with pytest.raises(UsageError, match=r"head of \(support, query\), or None, .* got Conv4"):
+        evaluate_episodes(Conv4(), features)
+    with pytest.raises(UsageError, match=r"must be floating-point numbers, got torch\.int64"):
+        Features(torch.ones(160, 6, dtype=torch.int64), LABELS)
+    features.features[3, 1] = torch.nan
+    with pytest.raises(UsageError, match=r"NaN or infinity in 1 of 160 rows, .* row 3"):
+        evaluate_episodes(None, features, query=5, episodes=2)
+    with pytest.raises(UsageError, match="width must be 64, that of Conv4's features, got 7"):
+        FewShotModel(Conv4(), classes=8, width=7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_shift_of_all_features_changes_no_accuracy(dtype):
+    base = _random(0, 8, 64).repeat_interleave(20, 0) + 2 * _random(1, 160, 64)
+    shifted = (base + 30).to(dtype)
+    draw = EpisodeSampler(LABELS, query=5)(40)
+    right = episode_accuracies(ProtoNetHead(), Features(shifted.double() - 30, LABELS), draw)
+    assert torch.equal(episode_accuracies(ProtoNetHead(), Features(shifted, LABELS), draw), right)
+
+
+def test_deep_and_see_through_pictures_keep_what_is_seen(tmp_path):
+    levels = np.linspace(0, 65535, 16 * 16).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    found = read_picture(tmp_path / "deep.png", 16)
+    assert np.abs(found[..., 0] - levels / 257).max() <= 1
+    drawn = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    drawn.paste((0, 0, 0, 255), (4, 4, 12, 12))
+    drawn.save(tmp_path / "clear.png")
+    seen = read_picture(tmp_path / "clear.png", 16)
+    assert (seen[0] == 255).all()
+    assert (seen[8, 8] == 0).all()
+    with pytest.raises(UsageError, match=r"none\.png is missing"):
+        read_picture(tmp_path / "none.png", 8)
+
+
+def test_classes_of_one_name_stay_apart_and_bad_tables_are_named(tmp_path):
+    for name in ("a", "b"):
+        _draw(tmp_path / name, ["0.png"])
+    (tmp_path / "l.json").write_text(json.dumps({
+        "image_names": ["a/0.png", "b/0.png"], "image_labels": [0, 1], "label_names": ["x", "x"],
+    }))  # fmt: skip
+    found = fwt_list(tmp_path / "l.json", root=tmp_path, size=8)
+    assert (found.labels.tolist(), list(found.class_names)) == ([0, 1], ["x", "x"])
+    table = tmp_path / "ISIC2018_Task3_Training_GroundTruth.csv"
+    table.write_text("image,MEL,NV\nz,yes,0\n")
+    with pytest.raises(UsageError, match="numbers for every class, but the row of z does not"):
+        bscd_fsl(tmp_path, "isic")
+    with pytest.raises(UsageError, match="labels must be one per path, 2, got 3"):
+        PictureFolder(found.paths, np.array([0, 1, 1]), ["a", "b"])
+    with pytest.raises(UsageError, match="places in class_names, 0 to 1, got 0 to 2"):
+        PictureFolder(found.paths, np.array([0, 2]), ["a", "b"])
+    with pytest.raises(ValueError, match="class x has 1"):
+        evaluate_episodes(nn.Flatten(), found, way=2, query=1)
+
+
+def test_controls_of_the_claims_lack_what_the_claims_are_about():
+    arms = claim.arms_of_training()
+    model, x = _model(), _world().images[:40]
+    y, crops = torch.from_numpy(LABELS[:40]), random_crops(_world().images[:40], 2)
+
+    def steps(name):
+        attack = arms[name].attack
+        attack.stages = ("layer1",)
+        return attack.steps(model.backbone, model.classifier, x, crops, y, seed=3)[0]
+
+    ours, downhill, strangers = steps("svasp"), steps("descent"), steps("strangers")
+    for kind in range(2):  # the same sizes the other way, and the same crops elsewhere
+        torch.testing.assert_close(downhill.gradient[kind], -ours.gradient[kind])
+        rolled = ours.raw[kind][:-1].roll(8, dims=1)
+        torch.testing.assert_close(strangers.raw[kind], torch.cat([rolled, ours.raw[kind][-1:]]))
+    assert arms["unmoved"].p_apply == 0
+    swapped = forward_with_styles(model.backbone.eval(), x, [ours.style], p_apply=0.0)
+    assert torch.equal(swapped, model.backbone(x))
+
+
+def test_what_is_added_to_both_draws_alike_is_not_taken_for_steadiness():
+    raws = [_random(i, 3, 9, 40) for i in range(6)]
+    raws[1][:-1] = raws[0][:-1]  # the very same crops in both draws
+    first, second = claim._mixed(raws, "others")
+    single = claim._mixed(raws, "single")
+    added = [mixed - alone for mixed, alone in zip((first, second), single)]
+    assert gradient_agreement(*added) < 0.5

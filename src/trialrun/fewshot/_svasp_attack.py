@@ -18,11 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_axes, check_range
 from trialrun.fewshot._svasp_style import (
     Moments,
     Style,
+    at_least_single,
     evaluating,
     run_changed,
     style_of,
@@ -94,8 +96,8 @@ class StyleAttack:
     Parameters
     ----------
     stages : sequence of str
-        Names of the backbone's submodules, in the order in which they run; the first three of
-        four stages in the paper.
+        Names of the backbone's submodules, in the order in which they run, which is checked; the
+        first three of four stages in the paper.
     eps : sequence of float, at least 0
         Sizes of a step; drawn anew for every stage, for the mean and for the std.
     crop_decay : float, at least 0, or None
@@ -120,8 +122,9 @@ class StyleAttack:
     Raises
     ------
     ValueError
-        For a setting out of range, a stage that the backbone has not, crops of another shape, or
-        labels that the classifier has not.
+        For a setting out of range or that the preset does not heed, a stage that the backbone has
+        not or that runs before an earlier one, crops of another shape, or labels that the
+        classifier has not.
 
     Notes
     -----
@@ -184,6 +187,15 @@ class StyleAttack:
                 words = ", ".join(str(word) for word in known)
                 raise ValueError(f"{name} must be one of {words}, got {value!r}")
         check_range("crop_decay", self.settings.crop_decay, low=0)
+        if self.preset == "noise":
+            idle = [name for name in ("sign", "normalise") if getattr(self, name) is not None]
+            idle += ["crop_decay"] if self.crop_decay else []
+            idle += ["gradient_at"] if self.gradient_at != "clean" else []
+            if idle:
+                raise UsageError(
+                    f"preset noise looks at no gradient, so {', '.join(idle)} would do nothing: "
+                    "leave them out or take another preset"
+                )
 
     @property
     def settings(self) -> Preset:
@@ -251,11 +263,14 @@ class StyleAttack:
             Seed of the starts and the step sizes.
         """
         used = self._used_crops(x, crops, y)
-        if self.preset != "noise":
-            with evaluating(backbone, classifier):
-                return self._walk(backbone, classifier, x, used, y, seed)
-        with evaluating(backbone):
-            return self._walk(backbone, None, x, used, y, seed)
+        y = y.long()
+        with torch.inference_mode(False):  # gradients are wanted here, whatever stands around
+            if self.preset != "noise":
+                with evaluating(backbone, classifier):
+                    return self._walk(backbone, classifier, x, used, y.clone(), seed)
+            _check_classes(y, getattr(classifier, "out_features", None))
+            with evaluating(backbone):
+                return self._walk(backbone, None, x, used, y, seed)
 
     def _used_crops(self, x: Tensor, crops: Tensor | None, y: Tensor) -> Tensor:
         check_axes("x", x, ("batch", "channels", "height", "width"))
@@ -263,6 +278,11 @@ class StyleAttack:
             raise ValueError(
                 f"y must have one class per picture, ({len(x)},), got {tuple(y.shape)}"
             )
+        if not len(x):
+            raise ValueError("x must hold at least one picture, got none")
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise ValueError(f"y must hold integers, got {y.dtype}: call .long() on it")
+        _check_classes(y, None)
         if crops is None or self.settings.crop_decay == 0:
             if self.settings.crop_decay > 0:
                 raise ValueError(
@@ -318,13 +338,15 @@ class StyleAttack:
             torch.set_grad_enabled(True)  # up to here nothing needs a gradient
             start = self._start(stage, own, count * size, seed)
             leaves.extend(part.detach().clone().requires_grad_() for part in start)
-            unit = (features - own.mean[..., None, None]) / own.std[..., None, None]
-            return unit * leaves[1][..., None, None] + leaves[0][..., None, None]
+            unit = at_least_single(features) - own.mean[..., None, None]
+            unit = unit / own.std[..., None, None]
+            made = unit * leaves[1][..., None, None] + leaves[0][..., None, None]
+            return made.to(features.dtype)
 
         changes = {name: _only_last(size, change) for name, change in swaps(styles).items()}
         both = torch.cat([crops.flatten(0, 1), x]) if count else x
         with torch.no_grad():
-            features = run_changed(backbone, both, {**changes, stage: recompose})
+            features = run_changed(backbone, both, {**changes, stage: recompose}, ordered=True)
             own = Moments(*(part[count * size :] for part in kept))
             if classifier is None:
                 return own, self._random_ways(stage, own, seed)
@@ -362,6 +384,13 @@ class StyleAttack:
         mean = own.mean + drawn.mean_start.to(own.mean) + drawn.mean_eps * gradient.mean.sign()
         std = own.std + drawn.std_start.to(own.std) + drawn.std_eps * gradient.std.sign()
         return StyleStep(Style(mean.detach(), std.detach(), stage), gradient, raw)
+
+
+def _check_classes(y: Tensor, classes: int | None) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        top = "" if classes is None else f" to {classes - 1}, one per logit of the classifier"
+        raise ValueError(f"y must hold classes from 0{top}, got {low} to {high}")
 
 
 def _only_last(size: int, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -50,11 +50,14 @@ class PictureFolder:
         Pictures are read as squares of this side: the shorter side is scaled, the middle is cut.
     skipped : sequence of str
         Files that could not be decoded, as paths.
+    missing : sequence of str
+        Files that a table names and that are not there, as paths.
 
     Raises
     ------
     UsageError
-        For fewer than two classes with pictures, or a file that has gone bad since.
+        For fewer than two classes with pictures, labels that do not go with paths or names, or a
+        file that has gone bad since.
 
     Examples
     --------
@@ -69,12 +72,29 @@ class PictureFolder:
     class_names: Sequence[str]
     size: int = 84
     skipped: Sequence[str] = ()
+    missing: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_range("size", self.size, low=1, unit="pixel")
+        if len(self.labels) != len(self.paths):
+            raise UsageError(
+                f"labels must be one per path, {len(self.paths)}, got {len(self.labels)}"
+            )
+        if len(self.labels):
+            low, high, top = (
+                int(self.labels.min()),
+                int(self.labels.max()),
+                len(self.class_names) - 1,
+            )
+            if low < 0 or high > top:
+                raise UsageError(
+                    f"labels must be places in class_names, 0 to {top}, got {low} to {high}"
+                )
         found = [self.class_names[int(label)] for label in np.unique(self.labels)]
         if len(found) < 2:
             lost = f"; {len(self.skipped)} could not be decoded" if self.skipped else ""
+            if self.missing:
+                lost += f"; {len(self.missing)} missing, {self.missing[0]} for one"
             raise UsageError(
                 f"pictures of at least two classes are needed, got {len(found)} "
                 f"({', '.join(found) or 'none'}{lost}): give one folder per class"
@@ -102,31 +122,38 @@ class PictureFolder:
             [self.class_names[int(label)] for label in kept],
             self.size,
             self.skipped,
+            self.missing,
         )
 
     def report(self) -> str:
         """Say in one line how many pictures and classes there are, and which were skipped."""
         text = f"{len(self)} pictures of {len(np.unique(self.labels))} classes"
-        if self.skipped:
-            names = ", ".join(Path(name).name for name in self.skipped[:5])
-            more = ", ..." if len(self.skipped) > 5 else ""
-            text += f"; {len(self.skipped)} skipped that cannot be decoded ({names}{more})"
+        for files, why in (
+            (self.skipped, "skipped that cannot be decoded"),
+            (self.missing, "missing"),
+        ):
+            if files:
+                names = ", ".join(Path(name).name for name in files[:5])
+                more = ", ..." if len(files) > 5 else ""
+                text += f"; {len(files)} {why} ({names}{more})"
         return text
 
 
 def read_picture(path: Path, size: int) -> NDArray[np.uint8]:
-    """Read one picture as (size, size, 3) bytes.
+    """Read one picture as (size, size, 3) bytes; 16 bits are scaled, and see-through is white.
 
     Raises
     ------
     UsageError
-        Naming the file, if it cannot be decoded.
+        Naming the file, if it is missing or cannot be decoded.
     """
     image_module: Any = need("PIL.Image", extra="pictures")
     try:
         with image_module.open(path) as picture:
             picture.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a lower size
-            picture = picture.convert("RGB")
+            picture = _in_colours(picture)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing") from error
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
         raise UsageError(f"{path} cannot be decoded as a picture: {error}") from error
     width, height = picture.size
@@ -136,22 +163,43 @@ def read_picture(path: Path, size: int) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((size, size), image_module.Resampling.BILINEAR, box=box))
 
 
-def _gather(pairs: Iterable[tuple[Path, str]], size: int, check: bool) -> PictureFolder:
-    """Make a set of (path, class name) pairs, leaving out what cannot be decoded."""
-    kept: list[tuple[Path, str]] = []
+def _in_colours(picture: Any) -> Any:
+    """Return a picture in RGB: 16 bits scaled to 8, and what shows through as white paper."""
+    if picture.mode.startswith("I"):  # Pillow would clip these at 255
+        levels = np.clip(np.asarray(picture, dtype=np.float64), 0, 65535) / 257
+        image_module: Any = need("PIL.Image", extra="pictures")
+        return image_module.fromarray(levels.round().astype(np.uint8)).convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        image_module = need("PIL.Image", extra="pictures")
+        inked = picture.convert("RGBA")
+        paper = image_module.new("RGBA", inked.size, (255, 255, 255, 255))
+        return image_module.alpha_composite(paper, inked).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _gather(
+    pairs: Iterable[tuple[Path, str | tuple[str, int]]], size: int, check: bool
+) -> PictureFolder:
+    """Make a set of (path, class) pairs, leaving out what is missing or cannot be decoded.
+
+    A class is its name, or name and number where names may be alike.
+    """
+    kept: list[tuple[Path, tuple[str, int]]] = []
     skipped: list[str] = []
-    for path, name in pairs:
+    missing: list[str] = []
+    for path, found in pairs:
         if check:
             try:
                 read_picture(path, 8)
             except UsageError:
-                skipped.append(str(path))
+                (skipped if path.is_file() else missing).append(str(path))
                 continue
-        kept.append((path, name))
-    names = sorted({name for _, name in kept})
-    place = {name: i for i, name in enumerate(names)}
-    labels = np.array([place[name] for _, name in kept], dtype=np.int64)
-    return PictureFolder([path for path, _ in kept], labels, names, size, skipped)
+        kept.append((path, (found, 0) if isinstance(found, str) else found))
+    classes = sorted({one for _, one in kept})
+    place = {one: i for i, one in enumerate(classes)}
+    labels = np.array([place[one] for _, one in kept], dtype=np.int64)
+    names = [name for name, _ in classes]
+    return PictureFolder([path for path, _ in kept], labels, names, size, skipped, missing)
 
 
 def _folder(root: str | Path) -> Path:
@@ -288,10 +336,18 @@ def _table(spot: Path, name: str) -> Path:
 
 
 def _isic(spot: Path) -> list[tuple[str, str]]:
-    rows = _rows(_table(spot, "ISIC2018_Task3_Training_GroundTruth.csv"), ("image",))
+    table = _table(spot, "ISIC2018_Task3_Training_GroundTruth.csv")
     found = []
-    for row in rows:
-        marked = [key for key, value in row.items() if key != "image" and float(value or 0) == 1]
+    for row in _rows(table, ("image",)):
+        try:
+            marked = [
+                key for key, value in row.items() if key != "image" and float(value or 0) == 1
+            ]
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"{table} must hold numbers for every class, but the row of {row['image']} does "
+                f"not: {error}"
+            ) from error
         if len(marked) == 1:
             found.append((f"{row['image']}.jpg", marked[0]))
     return found
@@ -324,7 +380,8 @@ def fwt_list(
     Raises
     ------
     UsageError
-        If the file is no such list, or its two lists differ in length.
+        If the file is no such list, or its two lists differ in length. Two labels of one name stay
+        two classes.
 
     Examples
     --------
@@ -350,7 +407,10 @@ def fwt_list(
     here = None if root is None else _folder(root)
     return _gather(
         [
-            (_moved(Path(name), here), words[label] if 0 <= label < len(words) else f"{label:06d}")
+            (
+                _moved(Path(name), here),
+                (str(words[label]) if 0 <= label < len(words) else f"{label:06d}", label),
+            )
             for name, label in zip(names, labels)
         ],
         size,

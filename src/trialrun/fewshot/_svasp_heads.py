@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trialrun.core.shapes import check_range
+from trialrun.fewshot._svasp_style import at_least_single
+
+_NUMBERS = 2**23
+"""About how many numbers a layer of a graph head holds where queries can be taken in turns."""
 
 
 def check_episode(support: Tensor, query: Tensor) -> None:
@@ -34,6 +38,16 @@ def check_episode(support: Tensor, query: Tensor) -> None:
             "support must have shape (..., way, shot, width) and query (..., queries, width), "
             f"got {tuple(support.shape)} and {tuple(query.shape)}"
         )
+
+
+def nearest_prototype(support: Tensor, query: Tensor) -> Tensor:
+    """Return the place of the nearest class, (..., queries), for features about the origin.
+
+    ``support`` has shape (..., way, shot, width), ``query`` (..., queries, width).
+    """
+    prototypes = support.squeeze(-2) if support.shape[-2] == 1 else support.mean(dim=-2)
+    half = prototypes.square().sum(-1, keepdim=True) / 2
+    return torch.matmul(prototypes, query.mT).sub_(half).argmax(dim=-2)
 
 
 class ProtoNetHead(nn.Module):
@@ -71,10 +85,13 @@ class ProtoNetHead(nn.Module):
         ``support`` has shape (..., way, shot, width), ``query`` (..., queries, width).
         """
         check_episode(support, query)
-        prototypes = support.mean(dim=-2)
+        prototypes = at_least_single(support).mean(dim=-2)
+        # Distances do not mind a shift, but products of large numbers cancel.
+        middle = prototypes.mean(dim=-2, keepdim=True)
+        prototypes, query = prototypes - middle, at_least_single(query) - middle
         cross = torch.einsum("...qd,...wd->...qw", query, prototypes)
         sizes = prototypes.square().sum(-1).unsqueeze(-2) + query.square().sum(-1, keepdim=True)
-        return -self.scale * (sizes - 2 * cross)
+        return (-self.scale * (sizes - 2 * cross)).to(support.dtype)
 
     def nearest(self, support: Tensor, query: Tensor) -> Tensor:
         """Return the place of the nearest class, (..., queries), without the distances.
@@ -83,9 +100,9 @@ class ProtoNetHead(nn.Module):
         classes, so it is left out.
         """
         check_episode(support, query)
-        prototypes = support.mean(dim=-2)
-        half = prototypes.square().sum(-1).unsqueeze(-2) / 2
-        return (query @ prototypes.mT - half).argmax(dim=-1)
+        support, query = at_least_single(support), at_least_single(query)
+        middle = support.mean(dim=(-3, -2))
+        return nearest_prototype(support - middle[..., None, None, :], query - middle[..., None, :])
 
 
 class CosineHead(nn.Module):
@@ -189,13 +206,20 @@ class _GNNHead(nn.Module):
     def _queries_per_graph(self) -> int:
         return 1
 
+    def _queries_at_once(self, support: Tensor) -> int:
+        """How many queries go together where graphs are apart and no gradient is wanted."""
+        way, shot = support.shape[-3:-1]
+        episodes = support.shape[:-3].numel()
+        return max(1, _NUMBERS // max(1, episodes * self.numbers(way, shot, 1)))
+
     def numbers(self, way: int, shot: int, queries: int) -> int:
         """Return about how many numbers an episode's widest layer holds.
 
         ``way``, ``shot`` and ``queries`` are classes, pictures per class and all queries.
         """
         together = self._queries_per_graph()
-        return queries // together * (way * shot + together) ** 2 * 192
+        widest = 128 + 96 + self.way  # differences of nodes before the last layer
+        return -(-queries // together) * (way * shot + together) ** 2 * widest
 
     def forward(
         self,
@@ -214,6 +238,10 @@ class _GNNHead(nn.Module):
                 f"got {way} and {width}"
             )
         together = self._queries_per_graph()
+        most = self._queries_at_once(support)
+        if self._alone and not torch.is_grad_enabled() and query.shape[-2] > most:
+            parts = [self.forward(support, part) for part in query.split(most, dim=-2)]
+            return torch.cat(parts, dim=-2)
         if query.shape[-2] % together:
             raise ValueError(
                 f"queries must fill graphs of {together}, got {query.shape[-2]}: give a multiple"

@@ -182,7 +182,8 @@ class SVasPLoss(nn.Module):
         cls_ori : tensor of shape (batch, classes)
             Base-class logits of the clean pictures.
         cls_crop : tensor of shape (crops x batch, classes), or None without crops
-            Base-class logits of the crops: all first crops, then all second ones.
+            Base-class logits of the crops: all first crops, then all second ones. None only where
+            the weight of ``crop`` is 0.
         dom_logits : DomainLogits or None
             None where the weight of ``dom`` is 0.
         y : integer tensor of shape (batch,)
@@ -196,7 +197,12 @@ class SVasPLoss(nn.Module):
         _check_logits(fsl_ori, fsl_adv, cls_ori, y, y_query)
         none = cls_ori.new_zeros(())
         crop, dom, adv, adv_kl = none, none, none, none
-        if weights.crop and cls_crop is not None:
+        if weights.crop:
+            if cls_crop is None:
+                raise ValueError(
+                    "cls_crop must be given where the weight of crop is above 0: "
+                    "leave crops out with LossWeights(crop=0)"
+                )
             crop = self._crop_loss(cls_crop, cls_ori, y)
         if weights.dom:
             if dom_logits is None:
@@ -262,7 +268,7 @@ def svasp_loss(
     cls_crop: Float[Tensor, "all_crops classes"] | None,
     dom_logits: DomainLogits | None,
     y: Int[Tensor, batch],
-    y_query: Int[Tensor, queries],
+    y_query: Int[Tensor, queries] | None = None,
     *,
     lambda_crop: int | float = 0.2,
 ) -> Float[Tensor, ""]:
@@ -274,18 +280,21 @@ def svasp_loss(
         Few-shot logits of the clean and of the adversarial queries.
     cls_ori : tensor of shape (batch, classes)
         Base-class logits of the clean pictures.
-    cls_crop : tensor of shape (crops x batch, classes), or None without crops
+    cls_crop : tensor of shape (crops x batch, classes), or None
+        None leaves the crops' part out.
     dom_logits : DomainLogits
     y : integer tensor of shape (batch,)
         Base classes.
-    y_query : integer tensor of shape (queries,)
-        The queries' places among the episode's classes.
+    y_query : integer tensor of shape (queries,), or None
+        The queries' places among the episode's classes. None stands for queries that come one of
+        each class in turn, as `EpisodeSampler` and `episode_loss` order them.
     lambda_crop : float in [0, 1]
 
     Raises
     ------
     ValueError
-        As `SVasPLoss`.
+        As `SVasPLoss`, and for queries that are no whole number per class where ``y_query`` is
+        None.
 
     Examples
     --------
@@ -295,6 +304,16 @@ def svasp_loss(
     >>> round((svasp_loss(two, two, two, None, dom, y, y) / torch.tensor(2.0).log()).item(), 3)
     4.0
     """
-    return SVasPLoss(lambda_crop=lambda_crop)(
+    if y_query is None:
+        check_axes("fsl_ori", fsl_ori, ("queries", "way"))
+        queries, way = fsl_ori.shape
+        if queries % way:
+            raise ValueError(
+                f"y_query must be given: {queries} queries are no whole number for each of "
+                f"{way} classes"
+            )
+        y_query = torch.arange(way, device=fsl_ori.device).repeat(queries // way)
+    weights = None if cls_crop is not None else LossWeights(crop=0)
+    return SVasPLoss(weights=weights, lambda_crop=lambda_crop)(
         fsl_ori, fsl_adv, cls_ori, cls_crop, dom_logits, y, y_query
     )

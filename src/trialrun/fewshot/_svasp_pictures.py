@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_axes, check_range
 
+_SLACK = 1e-2  # resampled pictures overshoot a little, half precision rounds
 _AXES = ("batch", "channels", "height", "width")
 
 
@@ -71,11 +73,12 @@ def random_crops(
     across = _uniform(-1, 1, shape, source) * (1 - wide)
     down = _uniform(-1, 1, shape, source) * (1 - tall)
     zero = torch.zeros(shape)
-    rows = torch.stack([wide, zero, across, zero, tall, down], 1).view(-1, 2, 3).to(x)
-    many = x.repeat(crops, 1, 1, 1)
+    half = x.dtype in (torch.float16, torch.bfloat16)  # too coarse for the places in a picture
+    many = (x.float() if half else x).repeat(crops, 1, 1, 1)
+    rows = torch.stack([wide, zero, across, zero, tall, down], 1).view(-1, 2, 3).to(many)
     grid = functional.affine_grid(rows, list(many.shape), align_corners=False)
     cut = functional.grid_sample(many, grid, padding_mode="border", align_corners=False)
-    return cut.view(crops, *x.shape)
+    return cut.view(crops, *x.shape).to(x.dtype)
 
 
 def jitter(
@@ -100,7 +103,7 @@ def jitter(
     Raises
     ------
     ValueError
-        For a strength out of range.
+        For a strength out of range, or numbers outside 0 to 1.
 
     Examples
     --------
@@ -109,6 +112,13 @@ def jitter(
     """
     check_axes("x", x, _AXES)
     check_range("strength", strength, low=0, high=0.999)
+    if len(x):
+        low, high = (float(end) for end in x.detach().aminmax())
+        if not (low >= -_SLACK and high <= 1 + _SLACK):
+            raise UsageError(
+                f"x must hold numbers from 0 to 1, got {low:.3g} to {high:.3g}: jitter first and "
+                "whiten afterwards, in the first layer of the backbone"
+            )
     source = _generator(seed, "jitter")
     factors = _uniform(1 - strength, 1 + strength, (3, len(x), 1, 1, 1), source).to(x)
     x = x * factors[0]

@@ -34,7 +34,10 @@ class Moments(NamedTuple):
 
 
 class Style(NamedTuple):
-    """A style for one stage: mean and std of shape (batch, channels), and the stage's name."""
+    """A style for one stage: mean and std of shape (batch, channels), and the stage's name.
+
+    It unpacks: ``for mean, std, stage in styles``.
+    """
 
     mean: Tensor
     std: Tensor
@@ -50,13 +53,18 @@ def _check_map(name: str, features: Tensor) -> None:
         )
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Return ``x`` in single precision where it comes in half of it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def style_of(features: Float[Tensor, "batch channels height width"]) -> Moments:
     """Return mean and standard deviation over space of every picture's channels.
 
     Parameters
     ----------
     features : tensor of shape (batch, channels, height, width)
-        With at least two positions.
+        With at least two positions. Of features in half precision the style is in single.
 
     Raises
     ------
@@ -70,7 +78,7 @@ def style_of(features: Float[Tensor, "batch channels height width"]) -> Moments:
     (2.0, 1.414)
     """
     _check_map("features", features)
-    variance, mean = torch.var_mean(features, dim=(2, 3), correction=1)
+    variance, mean = torch.var_mean(at_least_single(features), dim=(2, 3), correction=1)
     return Moments(mean, (variance + STYLE_EPS).sqrt())
 
 
@@ -107,8 +115,11 @@ def adain(
                 f"{name} must have shape {wanted} (batch, channels) to go with the features, "
                 f"got {tuple(given.shape)}: was the style made from other pictures or stages?"
             )
-    scale = std / own.std
-    return features * scale[..., None, None] + (mean - own.mean * scale)[..., None, None]
+    scale = at_least_single(std) / own.std
+    # Centred first: a channel far from 0 would lose its differences to rounding.
+    centred = at_least_single(features) - own.mean[..., None, None]
+    found = centred * scale[..., None, None] + at_least_single(mean)[..., None, None]
+    return found.to(features.dtype)
 
 
 def find_stages(backbone: nn.Module, stages: Sequence[str]) -> dict[str, nn.Module]:
@@ -170,18 +181,29 @@ def stages_changed(backbone: nn.Module, changes: Mapping[str, Change]) -> Iterat
             handle.remove()
 
 
-def run_changed(backbone: nn.Module, x: Tensor, changes: Mapping[str, Change]) -> Tensor:
-    """Run the network once with its stages changed, and make sure that each of them ran."""
+def run_changed(
+    backbone: nn.Module, x: Tensor, changes: Mapping[str, Change], *, ordered: bool = False
+) -> Tensor:
+    """Run the network once with its stages changed, and make sure that each of them ran.
+
+    With ``ordered`` they must have run in the order of ``changes``.
+    """
     with stages_changed(backbone, changes) as counts:
         features = backbone(x)
     idle = [stage for stage in changes if not counts[stage]]
     if idle:
         raise ValueError(f"stages must run in a forward pass, but {', '.join(idle)} did not")
+    if ordered and list(counts) != list(changes):
+        raise ValueError(
+            f"stages must be named in the order in which they run, {', '.join(counts)}, "
+            f"got {', '.join(changes)}"
+        )
     return features
 
 
 def _swap(style: Style, features: Tensor) -> Tensor:
-    return adain(features, style.mean.to(features), style.std.to(features))
+    to = at_least_single(features[:0])  # styles keep single precision where features do not
+    return adain(features, style.mean.to(to), style.std.to(to))
 
 
 def swaps(styles: Sequence[Style]) -> dict[str, Change]:

@@ -26,6 +26,7 @@ from trialrun.core.shapes import check_axes, check_range
 from trialrun.fewshot._svasp_attack import StyleAttack
 from trialrun.fewshot._svasp_heads import ProtoNetHead
 from trialrun.fewshot._svasp_loss import DomainLogits, LossWeights, SVasPLoss, SVasPParts
+from trialrun.fewshot._svasp_nets import Conv4, ResNet10
 from trialrun.fewshot._svasp_pictures import jitter, pseudo_queries, random_crops
 from trialrun.fewshot._svasp_style import forward_with_styles
 from trialrun.fewshot.episodes import EpisodeSampler, PictureSource, evaluate_episodes
@@ -50,7 +51,8 @@ class FewShotModel(nn.Module):
     Raises
     ------
     ValueError
-        For fewer than two classes, or a backbone that does not tell its width.
+        For fewer than two classes, a backbone that does not tell its width, or another width than
+        that of a backbone made here.
 
     Examples
     --------
@@ -71,7 +73,15 @@ class FewShotModel(nn.Module):
     ) -> None:
         super().__init__()
         check_range("classes", classes, low=2)
-        found = width or getattr(backbone, "width", None) or getattr(backbone, "num_features", None)
+        own = getattr(backbone, "width", None) or getattr(backbone, "num_features", None)
+        if isinstance(backbone, Conv4 | ResNet10) and width not in (None, own):
+            raise UsageError(
+                f"width must be {own}, that of {type(backbone).__name__}'s features, got {width}: "
+                "leave it out"
+            )
+        found = own if width is None else width
+        if width is not None:
+            check_range("width", width, low=1)
         if found is None:
             raise UsageError(
                 f"width must be given: {type(backbone).__name__} has neither width nor num_features"
@@ -106,6 +116,15 @@ class EpisodicTraining:
     flip: bool = True
     validate_every: int = 0
     validation_episodes: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("shot", "query", "episodes", "crops", "validation_episodes"):
+            check_range(name, getattr(self, name), low=1)
+        check_range("way", self.way, low=2, unit="classes")
+        check_range("p_apply", self.p_apply, low=0, high=1)
+        check_range("lr", self.lr, low=1e-12)
+        check_range("jitter", self.jitter, low=0, high=0.999)
+        check_range("validate_every", self.validate_every, low=0)
 
 
 WITHOUT_ATTACK = LossWeights(fsl_adv=0, fsl_kl=0, dom=0)
@@ -161,8 +180,12 @@ def train_supervised(
     Raises
     ------
     ValueError
-        For labels that the classifier has not.
+        For labels that the classifier has not, or a setting out of range.
     """
+    check_range("steps", steps, low=1)
+    check_range("batch_size", batch_size, low=1, unit="picture")
+    check_range("lr", lr, low=1e-12)
+    check_range("strength", strength, low=0, high=0.999)
     _check_base(model, pictures)
     random = rng(seed, "batches")
     optimiser = torch.optim.Adam([*model.backbone.parameters(), *model.classifier.parameters()], lr)
@@ -229,8 +252,8 @@ def train_episodes(
     Raises
     ------
     ValueError
-        For labels that the classifier has not, too few classes or pictures for an episode, or a
-        discriminator without an attack.
+        For labels that the classifier has not, too few classes or pictures for an episode, a
+        discriminator without an attack, or a validation that would never take place.
 
     Examples
     --------
@@ -246,9 +269,10 @@ def train_episodes(
     plan = training or EpisodicTraining()
     objective = loss or SVasPLoss(weights=None if attack else WITHOUT_ATTACK)
     _check_base(model, pictures)
+    _check_validation(plan, validation)
     sampler = EpisodeSampler(
         pictures.labels, way=plan.way, shot=plan.shot, query=plan.query,
-        seed=split(seed, "training episodes"),
+        seed=split(seed, "training episodes"), names=getattr(pictures, "class_names", None),
     )  # fmt: skip
     rows = sampler(plan.episodes)
     optimiser = torch.optim.Adam(model.parameters(), plan.lr)
@@ -281,6 +305,20 @@ def train_episodes(
         return TrainingLog(losses, None, None)
     model.load_state_dict(best[2])
     return TrainingLog(losses, best[1], best[0])
+
+
+def _check_validation(plan: EpisodicTraining, validation: PictureSource | None) -> None:
+    """Refuse half of a validation: it would be passed over in silence."""
+    if validation is None and plan.validate_every:
+        raise UsageError(
+            f"validation must be given with validate_every {plan.validate_every}: pass held-out "
+            "source classes, or leave validate_every at 0"
+        )
+    if validation is not None and not 1 <= plan.validate_every <= plan.episodes:
+        raise UsageError(
+            f"validate_every must be from 1 to the {plan.episodes} episodes where validation is "
+            f"given, got {plan.validate_every}: set it in EpisodicTraining"
+        )
 
 
 def _few_shot(model: FewShotModel, features: Tensor, plan: EpisodicTraining) -> Tensor:
@@ -393,6 +431,8 @@ def fine_tune(
     """
     check_axes("support", support, ("way", "shot", "channels", "height", "width"))
     check_range("epochs", epochs, low=1)
+    check_range("per_class", per_class, low=1)
+    check_range("lr", lr, low=1e-12)
     tuned = copy.deepcopy(model)
     parameters = [*tuned.backbone.parameters(), *tuned.head.parameters()]
     optimiser = torch.optim.Adam(parameters, lr)

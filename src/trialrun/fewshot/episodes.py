@@ -8,6 +8,7 @@ the spread of drawing episodes and not of drawing a test set.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,16 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
 from trialrun.core.shapes import check_axes, check_range
-from trialrun.fewshot._svasp_heads import ProtoNetHead
-from trialrun.fewshot._svasp_style import evaluating
+from trialrun.fewshot._svasp_heads import ProtoNetHead, nearest_prototype
+from trialrun.fewshot._svasp_style import at_least_single, evaluating
 
 _BLOCK = 256
 """Episodes drawn from one stream: the first n episodes do not depend on how many are asked for."""
 
-_NUMBERS = 2**18
-"""About how many numbers one step of an evaluation holds: few enough to stay in a core's cache."""
+_NUMBERS = 2**20
+"""About how many numbers one step of an evaluation holds: few enough to stay near a core."""
 
 
 class Episodes(NamedTuple):
@@ -78,7 +80,7 @@ class Pictures:
 
     def __post_init__(self) -> None:
         check_axes("images", self.images, ("n", "channels", "height", "width"))
-        _check_labels(self.labels, len(self.images))
+        object.__setattr__(self, "labels", _check_labels(self.labels, len(self.images)))
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the pictures of these ``rows`` as floats."""
@@ -95,18 +97,30 @@ class Features:
 
     def __post_init__(self) -> None:
         check_axes("features", self.features, ("n", "width"))
-        _check_labels(self.labels, len(self.features))
+        if not self.features.is_floating_point():
+            raise UsageError(
+                f"features must be floating-point numbers, got {self.features.dtype}: "
+                "call .float() on them"
+            )
+        object.__setattr__(self, "labels", _check_labels(self.labels, len(self.features)))
 
 
 def _check_labels(labels: Any, rows: int) -> NDArray[np.int64]:
-    array = np.asarray(labels)
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+    try:
+        array = np.asarray(labels)
+    except (TypeError, ValueError) as error:  # rows of different lengths, for one
+        raise ValueError(
+            f"labels must be integers of shape (n,), got {type(labels).__name__}: {error}"
+        ) from error
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
             f"labels must be integers of shape (n,), got {array.dtype} of shape {array.shape}"
         )
     if len(array) != rows:
         raise ValueError(f"labels must be one per picture, {rows}, got {len(array)}")
-    return array
+    return array.astype(np.int64, copy=False)
 
 
 class EpisodeSampler:
@@ -155,10 +169,9 @@ class EpisodeSampler:
         check_range("way", way, low=2, unit="classes")
         check_range("shot", shot, low=1, unit="picture")
         check_range("query", query, low=1, unit="picture")
-        self.labels = labels
         self.way, self.shot, self.query, self.seed = way, shot, query, seed
         self.names = names
-        array = _check_labels(labels, len(labels))
+        self.labels = array = _check_labels(labels, len(labels))
         self._classes, counts = np.unique(array, return_counts=True)
         if len(self._classes) < way:
             raise ValueError(
@@ -261,6 +274,20 @@ def _rows(features: Tensor, rows: Tensor, room: Tensor) -> Tensor:
     return found.view(*rows.shape, features.shape[1])
 
 
+def _finite(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features in at least single precision, all of them finite, and their mean."""
+    table = at_least_single(features)
+    mean = table.mean(dim=0)
+    if not mean.isfinite().all():  # one pass; only a failure looks at every row
+        bad = (~table.isfinite().all(dim=1)).nonzero().flatten()
+        if len(bad):
+            raise UsageError(
+                f"features must be finite, got NaN or infinity in {len(bad)} of {len(table)} "
+                f"rows, the first of them row {int(bad[0])}: look at the network that made them"
+            )
+    return table, mean
+
+
 @torch.no_grad()
 def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) -> Tensor:
     """Return the accuracy of every episode, in points, as a tensor of shape (episodes,).
@@ -277,7 +304,7 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
     Raises
     ------
     ValueError
-        If the episodes name rows that the features do not have.
+        If the episodes name rows that the features do not have, or a feature is not finite.
 
     Examples
     --------
@@ -293,6 +320,10 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
             f"episodes must be drawn from these {len(features.features)} rows, got row {last}: "
             "make them with an EpisodeSampler of the same labels"
         )
+    table, mean = _finite(features.features)
+    plain = type(head) is ProtoNetHead
+    if plain:  # distances do not mind a shift, but products of large numbers cancel
+        table = table - mean
     support, asked = torch.from_numpy(episodes.support), torch.from_numpy(episodes.query)
     truth = torch.arange(way).repeat(query)  # queries come one of each class in turn
     shot, width = episodes.support.shape[2], features.features.shape[1]
@@ -301,22 +332,32 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
     if cost is not None:
         per_episode = max(per_episode, cost(way, shot, way * query))
     step = max(1, _NUMBERS // per_episode)
-    spot = next(head.parameters(), features.features).device
+    spot = next(head.parameters(), table).device
     sizes = (support[:step].numel(), asked[:step].numel())
-    room = [features.features.new_empty(size, width) for size in sizes]
+    room = [table.new_empty(size, width) for size in sizes]
     found = []
     with evaluating(head):
         for start in range(0, count, step):
             part = slice(start, start + step)
-            given = _rows(features.features, support[part], room[0]).to(spot)
-            wanted = _rows(features.features, asked[part].mT.flatten(1), room[1]).to(spot)
+            given = _rows(table, support[part], room[0]).to(spot)
+            wanted = _rows(table, asked[part].mT.flatten(1), room[1]).to(spot)
             place = (
-                head.nearest(given, wanted)
-                if type(head) is ProtoNetHead
-                else head(given, wanted).argmax(dim=-1)
+                nearest_prototype(given, wanted) if plain else head(given, wanted).argmax(dim=-1)
             )
             found.append((place.cpu() == truth).double().mean(-1))
     return 100 * torch.cat(found)
+
+
+def _head(model: Any) -> nn.Module:
+    """Return a model that takes support and query, or say that it is none."""
+    try:
+        inspect.signature(model.forward).bind(None, None)
+    except (AttributeError, TypeError) as error:
+        raise UsageError(
+            "model must be a head of (support, query), or None, for cached features, got "
+            f"{type(model).__name__}: give a backbone together with its pictures"
+        ) from error
+    return model
 
 
 def evaluate_episodes(
@@ -355,12 +396,15 @@ def evaluate_episodes(
     >>> acc, ci
     (100.0, 0.0)
     """
-    sampler = EpisodeSampler(dataset.labels, way=way, shot=shot, query=query, seed=seed)
+    sampler = EpisodeSampler(
+        dataset.labels, way=way, shot=shot, query=query, seed=seed,
+        names=getattr(dataset, "class_names", None),
+    )  # fmt: skip
     # Both, since some networks have a part of their own called head.
     whole = hasattr(model, "backbone") and hasattr(model, "head")
     head: nn.Module = ProtoNetHead()
     if isinstance(dataset, Features):
-        head = model.head if whole else head if model is None else model
+        head = model.head if whole else head if model is None else _head(model)
         features = dataset
     elif model is None:
         raise ValueError("model must be given for pictures: a backbone, or backbone and head")
