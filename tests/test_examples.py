@@ -21,6 +21,7 @@ PROMISED = {
     "ntkeval_kernel.py": "the model is as it was, bit for bit: True",
     "ssl_interplay_diagnosis.py": "components alive at lambda 0.08: 2 of 6",
     "rerope_long_context.py": "after leaving, the same bits: True",
+    "svasp_styles.py": "5-way 1-shot on new letters, light on dark: ",
 }
 
 

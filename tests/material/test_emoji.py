@@ -149,7 +149,7 @@ def test_wrong_settings_are_named(settings, sentence):
 def test_wrong_questions_are_named(emoji):
     with pytest.raises(UsageError, match="lang must be different names of en, zh; got 'sv'"):
         emoji.caption(0, lang="sv")
-    with pytest.raises(UsageError, match="style must be .* got 'comic'"):
+    with pytest.raises(UsageError, match=r"style must be .* got 'comic'"):
         emoji.caption(0, "comic")
     with pytest.raises(UsageError, match="add up to 1"):
         emoji.split(held_out=1.0)
@@ -175,7 +175,7 @@ def test_a_missing_renderer_names_its_extra(monkeypatch, tmp_path):
 
 def test_another_version_than_the_pinned_is_refused(monkeypatch):
     monkeypatch.setattr("trialrun.material._rasters.version", lambda _: "1.0")
-    with pytest.raises(NotRunnable, match="must be version .*, got 1.0: run pip install"):
+    with pytest.raises(NotRunnable, match=r"must be version .*, got 1.0: run pip install"):
         load_emoji(("openmoji",), limit=1)
 
 
@@ -213,6 +213,8 @@ def test_a_broken_icon_set_says_how_to_get_it_again(monkeypatch, tmp_path):
     monkeypatch.setenv("TRIALRUN_DATA", str(tmp_path))
     _icon_set(tmp_path / "noto-emoji-1.2.9", '{"icons": {')
     style_named.cache_clear()
-    with pytest.raises(NotRunnable, match="remove the folder .* run trialrun data pull noto-emoji"):
+    with pytest.raises(
+        NotRunnable, match=r"remove the folder .* run trialrun data pull noto-emoji"
+    ):
         load_emoji(("noto",), size=8)
     style_named.cache_clear()

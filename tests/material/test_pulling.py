@@ -63,7 +63,7 @@ def test_another_tarball_than_the_pinned_one_is_not_used(toy, monkeypatch, tmp_p
 
 def test_without_npm_one_sentence_says_what_to_install(toy, monkeypatch):
     monkeypatch.setattr(pulling.shutil, "which", lambda _: None)
-    with pytest.raises(NotRunnable, match="npm is needed to fetch @toys/toy@1 .* install Node.js"):
+    with pytest.raises(NotRunnable, match=r"npm is needed to fetch @toys/toy@1 .* install Node.js"):
         pulling.pull_pack("toy")
 
 
@@ -85,7 +85,7 @@ def test_a_member_lands_in_the_folder_whatever_path_it_claims(tarball, tmp_path)
 
 @pytest.mark.parametrize("member", ["package/gone.json", "package/link.json"])
 def test_a_member_that_is_no_file_is_named(tarball, tmp_path, member):
-    with pytest.raises(NotRunnable, match="toy-1.tgz holds no file"):
+    with pytest.raises(NotRunnable, match=r"toy-1.tgz holds no file"):
         pulling.unpack_tarball(tarball, (member,), tmp_path)
 
 

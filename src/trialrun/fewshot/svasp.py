@@ -1,7 +1,12 @@
-"""Scale every channel by a learned gain.
+"""SVasP: adversarial styles steadied by crops, for few-shot learning across domains (li2025svasp).
 
-A draft made by ``trialrun new``: it shows the form. Put the block in place of the gain.
-Say here where it comes from: paper key, what was read, what is ours, what differs.
+Read: the digest of arXiv:2412.09073 and the project's notes on the published code (ResNet-10 with
+a graph head); the full paper was not, and no author code was used. Written from the equations:
+style statistics, the ensemble of crop gradients, the step, the loss and its weights, the order of
+the passes. The published code subtracts the crops' gradient, the text adds it: ``preset="code"``
+and ``preset="paper"``. Ours: hooks that restyle the stages of any network, seeded streams for
+everything random, heads that say whether they are inductive, episodes as numbers of rows, and the
+baseline ``preset="noise"``. Not here: the vision-transformer variant, which the code does not have.
 """
 
 from __future__ import annotations
@@ -9,46 +14,99 @@ from __future__ import annotations
 from trialrun.fewshot import _svasp_stack  # noqa: F401
 
 # isort: split
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from trialrun.core.seeds import split
-from trialrun.core.shapes import check_axes, check_range
+from trialrun.fewshot._svasp_attack import PRESETS, Preset, StyleAttack, StyleStep, mix_gradients
+from trialrun.fewshot._svasp_folders import (
+    PictureFolder,
+    bscd_fsl,
+    fwt_list,
+    mini_imagenet,
+    picture_folder,
+)
+from trialrun.fewshot._svasp_heads import (
+    CosineHead,
+    InductiveGNNHead,
+    ProtoNetHead,
+    TransductiveGNNHead,
+)
+from trialrun.fewshot._svasp_loss import (
+    DomainLogits,
+    LossWeights,
+    SVasPLoss,
+    SVasPParts,
+    soft_cross_entropy,
+    svasp_loss,
+)
+from trialrun.fewshot._svasp_measures import gradient_agreement, loss_rise
+from trialrun.fewshot._svasp_nets import Conv4, ResNet10
+from trialrun.fewshot._svasp_pictures import jitter, pseudo_queries, random_crops
+from trialrun.fewshot._svasp_style import Moments, Style, adain, forward_with_styles, style_of
+from trialrun.fewshot._svasp_training import (
+    EpisodicTraining,
+    FewShotModel,
+    TrainingLog,
+    episode_loss,
+    fine_tune,
+    train_episodes,
+    train_supervised,
+)
+from trialrun.fewshot.episodes import (
+    Episodes,
+    EpisodeSampler,
+    EpisodeScore,
+    Features,
+    Pictures,
+    episode_accuracies,
+    evaluate_episodes,
+    extract_features,
+)
 
-
-class Svasp(nn.Module):
-    """Scale channels by a learned gain.
-
-    Parameters
-    ----------
-    channels : int, at least 1
-    seed : int
-        Seed of the gain, drawn evenly from [0, 1).
-
-    Raises
-    ------
-    ValueError
-        If channels is below 1, or the input has another shape.
-
-    Examples
-    --------
-    >>> Svasp(channels=3)(torch.ones(2, 5, 3)).shape
-    torch.Size([2, 5, 3])
-    """
-
-    def __init__(self, *, channels: int, seed: int = 0) -> None:
-        super().__init__()
-        check_range("channels", channels, low=1)
-        self.channels = channels
-        generator = torch.Generator().manual_seed(split(seed, "gain"))
-        self.gain = nn.Parameter(torch.rand(channels, generator=generator))
-
-    def forward(
-        self, x: Float[Tensor, "batch time channels"]
-    ) -> Float[Tensor, "batch time channels"]:
-        """Scale ``x``, whose last axis holds the channels."""
-        check_axes("x", x, ("batch", "time", "channels"))
-        if x.shape[-1] != self.channels:
-            raise ValueError(f"x must have {self.channels} channels, got {x.shape[-1]}")
-        return x * self.gain
+__all__ = [
+    "PRESETS",
+    "Conv4",
+    "CosineHead",
+    "DomainLogits",
+    "EpisodeSampler",
+    "EpisodeScore",
+    "Episodes",
+    "EpisodicTraining",
+    "Features",
+    "FewShotModel",
+    "InductiveGNNHead",
+    "LossWeights",
+    "Moments",
+    "PictureFolder",
+    "Pictures",
+    "Preset",
+    "ProtoNetHead",
+    "ResNet10",
+    "SVasPLoss",
+    "SVasPParts",
+    "Style",
+    "StyleAttack",
+    "StyleStep",
+    "TrainingLog",
+    "TransductiveGNNHead",
+    "adain",
+    "bscd_fsl",
+    "episode_accuracies",
+    "episode_loss",
+    "evaluate_episodes",
+    "extract_features",
+    "fine_tune",
+    "forward_with_styles",
+    "fwt_list",
+    "gradient_agreement",
+    "jitter",
+    "loss_rise",
+    "mini_imagenet",
+    "mix_gradients",
+    "picture_folder",
+    "pseudo_queries",
+    "random_crops",
+    "soft_cross_entropy",
+    "style_of",
+    "svasp_loss",
+    "train_episodes",
+    "train_supervised",
+]
