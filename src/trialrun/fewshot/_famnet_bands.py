@@ -36,7 +36,7 @@ def radial_masks(rows: int, columns: int, cutoff: float) -> Bool[Tensor, "3 rows
     Examples
     --------
     >>> radial_masks(30, 30, 0.3).sum(dim=(1, 2)).tolist()
-    [129, 544, 227]
+    [129, 552, 219]
     """
     check_cutoff(cutoff)
     if rows < 1 or columns < 1:

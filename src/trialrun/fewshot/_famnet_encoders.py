@@ -161,8 +161,13 @@ class ResNet50Dilated(nn.Module):
         return Loaded(tuple(taken), missing, tuple(unused))
 
 
+_DILATIONS = (1, 2, 4)
+
+
 class SmallEncoder(nn.Module):
-    """Encode small images with four convolutions: features at stride 4, no pretraining.
+    """Encode small images without pretraining: five convolutions, features at stride 4.
+
+    Two of them are dilated, so that a feature sees 63 pixels across; the end is the ResNet's: 1x1 convolution, instance normalisation, ReLU.
 
     Parameters
     ----------
@@ -191,16 +196,19 @@ class SmallEncoder(nn.Module):
         check_range("in_channels", in_channels, low=1)
         self.channels, self.in_channels = channels, in_channels
         half = max(8, channels // 2 // 4 * 4)
-        sizes = ((in_channels, half, 2), (half, channels, 2), (channels, channels, 1))
+        sizes = [(in_channels, half, 2, 1), (half, channels, 2, 1)]
+        sizes += [(channels, channels, 1, dilation) for dilation in _DILATIONS]
         parts: list[nn.Module] = []
         with seeded(seed, "small encoder"):
-            for inside, outside, stride in sizes:
+            for inside, outside, stride, dilation in sizes:
                 parts += [
-                    nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False),
+                    nn.Conv2d(
+                        inside, outside, 3, stride, dilation, dilation=dilation, bias=False
+                    ),
                     nn.GroupNorm(4, outside),
                     nn.ReLU(),
                 ]
-            parts.append(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+            parts.append(nn.Conv2d(channels, channels, 1, bias=False))
         self.body = nn.Sequential(*parts)
 
     def forward(self, images: Tensor) -> Tensor:

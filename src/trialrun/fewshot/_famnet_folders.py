@@ -125,7 +125,9 @@ class Volume:
             Listing the organs there are.
         """
         if name not in self.organs:
-            raise UsageError(f"{self.case} has no organ {name!r}: there are {', '.join(self.organs)}")
+            raise UsageError(
+                f"{self.case} has no organ {name!r}: there are {', '.join(self.organs)}"
+            )
         return self.labels == 1 + self.organs.index(name)
 
 

@@ -191,9 +191,7 @@ class _CrossAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
 
     def forward(self, asking: Tensor, told: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            self.query(asking), self.key(told), self.value(told)
-        )
+        return F.scaled_dot_product_attention(self.query(asking), self.key(told), self.value(told))
 
 
 class MultiSpectralFusion(nn.Module):

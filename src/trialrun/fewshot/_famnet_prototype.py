@@ -154,9 +154,7 @@ class PrototypeSegmenter(nn.Module):
             threshold = self.threshold(features.mean(dim=(2, 3)))[:, 0]
         return features, threshold.reshape(len(images))
 
-    def coarse(
-        self, support: Tensor, mask: Tensor, query: Tensor, threshold: Tensor
-    ) -> Tensor:
+    def coarse(self, support: Tensor, mask: Tensor, query: Tensor, threshold: Tensor) -> Tensor:
         """Predict from features: ``support`` and ``query`` maps, the support's ``mask``.
 
         ``threshold`` is the query's, (batch,).

@@ -145,7 +145,9 @@ def train_episodes(
         loss = famnet_loss(pred, aux["coarse"], truth)
         losses.append(float(loss.detach()))
         if losses[-1] != losses[-1]:
-            raise ValueError(f"the loss of step {step} is not a number: lower lr, now {schedule.lr}")
+            raise ValueError(
+                f"the loss of step {step} is not a number: lower lr, now {schedule.lr}"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

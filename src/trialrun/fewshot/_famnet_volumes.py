@@ -195,7 +195,9 @@ def evaluate_volume(
     label = torch.as_tensor(masks["support_label"].astype(np.float32)).to(weight)
     prediction = np.zeros(query.shape, dtype=bool)
     for at in range(0, len(slices), batch):
-        z, s = (torch.as_tensor(part[at : at + batch]).to(weight.device) for part in (slices, partners))
+        z, s = (
+            torch.as_tensor(part[at : at + batch]).to(weight.device) for part in (slices, partners)
+        )
         pred, _ = model.segment(
             support.features[s], label[s], query.features[z], query.thresholds[z]
         )

@@ -289,9 +289,16 @@ def _cubic_rows(at: NDArray[np.float64], knots: int) -> NDArray[np.float64]:
 
 
 def deform(
-    brain: Brain, seed: int, *, rough: float = 12.0, amplitude: float = 2.0, scale: float = 0.05
+    brain: Brain,
+    seed: int,
+    *,
+    rough: float = 12.0,
+    amplitude: float = 2.0,
+    scale: float = 0.05,
+    shift: float = 4.0,
+    degrees: float = 8.0,
 ) -> Brain:
-    """Return the template after a seeded smooth deformation; labels move with it.
+    """Return the template after a seeded pose and smooth deformation; labels move with it.
 
     Parameters
     ----------
@@ -303,6 +310,10 @@ def deform(
         Standard deviation of the displacement along each axis, in voxels.
     scale : float in [0, 1)
         Largest change of size along each axis.
+    shift : float
+        Largest shift in the plane, in voxels: heads do not lie alike in a scanner.
+    degrees : float
+        Largest turn in the plane, in degrees.
 
     Raises
     ------
@@ -322,10 +333,18 @@ def deform(
     ndimage = _scipy()
     random = rng(seed, "brain deformation")
     centre = [(size - 1) / 2 for size in SHAPE]
+    grids = np.meshgrid(*map(np.arange, SHAPE), indexing="ij", sparse=True)
+    grids = [grid - middle for grid, middle in zip(grids, centre)]
+    turn = np.radians(random.uniform(-degrees, degrees))
+    grids[1:] = (
+        np.cos(turn) * grids[1] - np.sin(turn) * grids[2],
+        np.sin(turn) * grids[1] + np.cos(turn) * grids[2],
+    )
     places = []
-    for axis, grid in enumerate(np.meshgrid(*map(np.arange, SHAPE), indexing="ij", sparse=True)):
-        factor = 1 + random.uniform(-scale, scale)
-        moved = centre[axis] + factor * (grid - centre[axis])
+    for axis, grid in enumerate(grids):
+        moved = centre[axis] + (1 + random.uniform(-scale, scale)) * grid
+        if axis:
+            moved = moved + random.uniform(-shift, shift)
         places.append(moved + amplitude * _smooth(random, rough))
     coordinates = np.stack(places)
 
@@ -341,7 +360,9 @@ def deform(
     )
 
 
-def paint(brain: Brain, contrast: str, seed: int, *, bias: float = 0.1, noise: float = 0.03) -> Array:
+def paint(
+    brain: Brain, contrast: str, seed: int, *, bias: float = 0.1, noise: float = 0.03
+) -> Array:
     """Paint a synthetic contrast from tissue fractions: no real image, see the module.
 
     Parameters
