@@ -150,7 +150,7 @@ def _resize(values: NDArray, axis: int, count: int, *, nearest: bool) -> NDArray
     return values.take(lower, axis=axis) * (1 - share) + values.take(upper, axis=axis) * share
 
 
-def _centred(values: NDArray, axis: int, size: int, fill: float) -> NDArray:
+def _centred(values: NDArray, axis: int, size: int, fill: int | float) -> NDArray:
     have = values.shape[axis]
     if have >= size:
         first = (have - size) // 2

@@ -53,10 +53,14 @@ class _Matching(nn.Module):
         self.fc_qry = bottleneck(n_tokens, hidden)
         self.fc_fusion = bottleneck(2 * n_tokens, max(1, n_tokens // 5))
 
+    def similarity(self, support: Tensor, query: Tensor) -> Tensor:
+        """Return how alike two lists are, token by token: (batch, 1, tokens) from 0 to 1."""
+        return torch.sigmoid(F.cosine_similarity(support, query, dim=1))[:, None]
+
     def forward(self, support: Tensor, query: Tensor, weighting: str) -> Tensor:
         if weighting == "drop":
             return torch.cat([torch.zeros_like(support), torch.zeros_like(query)], dim=-1)
-        similar = torch.sigmoid(F.cosine_similarity(support, query, dim=1))[:, None]
+        similar = self.similarity(support, query)
         if weighting == "1-sim":
             similar = 1 - similar
         elif weighting == "none":
