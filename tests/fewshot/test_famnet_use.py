@@ -9,6 +9,7 @@ import torch
 
 from tests.naive.famnet import naive_felzenszwalb
 from trialrun.core.errors import UsageError
+from trialrun.fewshot._famnet_volumes import encode_volume, support_slices
 from trialrun.fewshot.famnet import (
     LAYOUTS,
     SCHEDULES,
@@ -27,7 +28,6 @@ from trialrun.fewshot.famnet import (
     train_episodes,
     write_png,
 )
-from trialrun.fewshot._famnet_volumes import encode_volume, support_slices
 
 
 def made_volume(seed=0, shape=(5, 24, 24)):
@@ -335,7 +335,9 @@ def test_preparing_clips_by_window_and_keeps_an_area_its_size():
     assert spacing == (5.0, 1.25, 1.25)
     assert marks.sum() * 1.25**2 == pytest.approx(400 * 2.0**2, rel=0.05)
     assert len(np.unique(made.round(3))) > 2
-    assert made.max() - made.min() == pytest.approx(400 / np.clip(0, 1, 1) / _spread(image), rel=0.1)
+    assert made.max() - made.min() == pytest.approx(
+        400 / np.clip(0, 1, 1) / _spread(image), rel=0.1
+    )
 
 
 def _spread(image):
@@ -343,7 +345,7 @@ def _spread(image):
     clipped = image.clip(-125, 275)
     side = round(40 * 2.0 / 1.25)
     padded = np.full((256, 256), -125.0)
-    rows = (np.arange(side) * 40 // side)
+    rows = np.arange(side) * 40 // side
     padded[:side, :side] = clipped[0][np.ix_(rows, rows)]
     return padded.std()
 

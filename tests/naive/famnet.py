@@ -195,7 +195,7 @@ def naive_felzenszwalb(volume, scale, min_size):
                 edges.append((abs(float(volume[p]) - float(volume[q])), p, q))
     edges.sort(key=lambda e: e[0])
     of = {p: {p} for p in places}
-    inner = {p: 0.0 for p in places}
+    inner = dict.fromkeys(places, 0.0)
 
     def join(p, q):
         both = of[p] | of[q]

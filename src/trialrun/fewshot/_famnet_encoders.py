@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,7 +54,9 @@ class _Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x)) + short)
 
 
-def _layer(inside: int, width: int, blocks: int, stride: int, dilations: tuple[int, int]):
+def _layer(
+    inside: int, width: int, blocks: int, stride: int, dilations: tuple[int, int]
+) -> nn.Sequential:
     first = _Bottleneck(inside, width, stride, dilations[0])
     rest = [_Bottleneck(4 * width, width, 1, dilations[1]) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
@@ -167,7 +168,8 @@ _DILATIONS = (1, 2, 4)
 class SmallEncoder(nn.Module):
     """Encode small images without pretraining: five convolutions, features at stride 4.
 
-    Two of them are dilated, so that a feature sees 63 pixels across; the end is the ResNet's: 1x1 convolution, instance normalisation, ReLU.
+    Two of them are dilated, so that a feature sees 63 pixels across; the end is the ResNet's: a 1x1
+    convolution, instance normalisation and a ReLU.
 
     Parameters
     ----------
@@ -202,9 +204,7 @@ class SmallEncoder(nn.Module):
         with seeded(seed, "small encoder"):
             for inside, outside, stride, dilation in sizes:
                 parts += [
-                    nn.Conv2d(
-                        inside, outside, 3, stride, dilation, dilation=dilation, bias=False
-                    ),
+                    nn.Conv2d(inside, outside, 3, stride, dilation, dilation=dilation, bias=False),
                     nn.GroupNorm(4, outside),
                     nn.ReLU(),
                 ]

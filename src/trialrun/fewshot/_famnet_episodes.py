@@ -188,7 +188,8 @@ class EpisodeSampler:
         lit, bent = random.integers(2, size=2)
         images[lit] = how.brighten(images[lit], random)
         made = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (*images, *masks)]
-        grid = how.field(*images[0].shape, random)
+        rows, columns = images[0].shape
+        grid = how.field(rows, columns, random)
         moved = F.grid_sample(made[bent][None, None], grid, align_corners=False)
         shape = F.grid_sample(made[2 + bent][None, None], grid, mode="nearest", align_corners=False)
         # A region pushed out of the picture would leave a support without foreground.
@@ -208,4 +209,4 @@ def _large(region: NDArray, min_pixels: int) -> list[tuple[int, NDArray[np.int64
     counts = np.stack([np.bincount(plane.ravel(), minlength=top) for plane in region])
     both = (counts[:-1] >= min_pixels) & (counts[1:] >= min_pixels)
     both[:, 0] = False
-    return [(int(i), both[:, i].nonzero()[0]) for i in both.any(axis=0).nonzero()[0]]
+    return [(int(i), np.flatnonzero(both[:, i])) for i in np.flatnonzero(both.any(axis=0))]

@@ -99,7 +99,7 @@ LAYOUTS = {
     ),
 }
 """CHAOS and BTCV/Synapse after conversion to NIfTI, MS-CMRSeg 2019, and ``images/`` + ``labels/``
-with equal names. Label values may be given by the file's own numbers or the pictures' grey levels."""
+with equal names. CHAOS labels may hold class numbers or the grey levels of its pictures."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from trialrun.core.shapes import check_axes, check_range
 from trialrun.fewshot._famnet_bands import masked_average
 from trialrun.fewshot._famnet_encoders import ResNet50Dilated, SmallEncoder
+from trialrun.fewshot._famnet_init import seeded
 
 TEMPERATURE = 20.0
 ENCODERS = ("resnet50_dilated", "small")
@@ -21,7 +22,7 @@ ENCODERS = ("resnet50_dilated", "small")
 def prototype_map(
     features: Float[Tensor, "batch channels h w"],
     prototype: Float[Tensor, "batch channels"],
-    threshold: Float[Tensor, "batch"],
+    threshold: Float[Tensor, batch],
     size: tuple[int, int],
     *,
     temperature: float = TEMPERATURE,
@@ -122,7 +123,8 @@ class PrototypeSegmenter(nn.Module):
         self.channels, self.temperature = channels, float(temperature)
         self.threshold: nn.Linear | None = None
         if not isinstance(self.encoder, ResNet50Dilated):
-            self.threshold = nn.Linear(channels, 1)
+            with seeded(seed, "threshold"):
+                self.threshold = nn.Linear(channels, 1)
             nn.init.zeros_(self.threshold.weight)
             # Half the temperature: a cosine of one half is where foreground begins.
             nn.init.constant_(self.threshold.bias, -0.5 * self.temperature)

@@ -192,15 +192,14 @@ def evaluate_volume(
     depth = (support.shape[0], query.shape[0])
     slices, partners = _pairs(chosen, truth, depth, protocol)
     weight = query.features
-    label = torch.as_tensor(masks["support_label"].astype(np.float32)).to(weight)
+    marks = torch.as_tensor(masks["support_label"].astype(np.float32)).to(weight)
     prediction = np.zeros(query.shape, dtype=bool)
     for at in range(0, len(slices), batch):
-        z, s = (
-            torch.as_tensor(part[at : at + batch]).to(weight.device) for part in (slices, partners)
-        )
+        part = slice(at, at + batch)
+        z, s = (torch.as_tensor(where[part]).to(weight.device) for where in (slices, partners))
         pred, _ = model.segment(
-            support.features[s], label[s], query.features[z], query.thresholds[z]
+            support.features[s], marks[s], query.features[z], query.thresholds[z]
         )
-        prediction[slices[at : at + batch]] = (pred[:, 1] > 0.5).cpu().numpy()
+        prediction[slices[part]] = (pred[:, 1] > 0.5).cpu().numpy()
     score = dice_score(prediction[slices], truth[slices])
     return VolumeResult(score, prediction, slices, partners)

@@ -334,14 +334,11 @@ def deform(
     random = rng(seed, "brain deformation")
     centre = [(size - 1) / 2 for size in SHAPE]
     grids = np.meshgrid(*map(np.arange, SHAPE), indexing="ij", sparse=True)
-    grids = [grid - middle for grid, middle in zip(grids, centre)]
+    z, y, x = (grid - middle for grid, middle in zip(grids, centre))
     turn = np.radians(random.uniform(-degrees, degrees))
-    grids[1:] = (
-        np.cos(turn) * grids[1] - np.sin(turn) * grids[2],
-        np.sin(turn) * grids[1] + np.cos(turn) * grids[2],
-    )
+    turned = (z, np.cos(turn) * y - np.sin(turn) * x, np.sin(turn) * y + np.cos(turn) * x)
     places = []
-    for axis, grid in enumerate(grids):
+    for axis, grid in enumerate(turned):
         moved = centre[axis] + (1 + random.uniform(-scale, scale)) * grid
         if axis:
             moved = moved + random.uniform(-shift, shift)

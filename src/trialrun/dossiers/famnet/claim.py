@@ -49,7 +49,9 @@ def by_band(ctx: Context, *, of: str) -> Measurement:
     ``of`` is ``middle``, ``outer`` (the closer of low and high), ``whole``, or ``unrelated``, the
     middle band against another head's.
     """
-    points, extra, n = {}, {}, 0
+    points: dict[str, float] = {}
+    extra: dict[str, float] = {}
+    n = 0
     t1, _ = kept_head(ctx, "support", 0, "t1")
     for contrast in TARGETS:
         own, _ = kept_head(ctx, "support", 0, contrast)
@@ -98,9 +100,9 @@ TRIAL = Trial(
     },
     arms={
         "matching": {
-            **_networks(
-                "famnet", "prototype", "prototype-curves", "bandless", "sum", "drop-mid", "permuted"
-            ),
+            "famnet": partial(by_network, kind="famnet", every=True),
+            "prototype": partial(by_network, kind="prototype", every=True),
+            **_networks("prototype-curves", "bandless", "sum", "drop-mid", "permuted"),
             "other-organ": _OTHER_ORGAN,
         },
         "weighting": _networks("famnet", "swapped", "even", "unrelated"),

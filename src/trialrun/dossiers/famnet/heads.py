@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from trialrun.claims.contract import Budget, Context, Measurement
 from trialrun.core.seeds import split
+from trialrun.fewshot._famnet_match import FrequencyAwareMatching, _Matching
+from trialrun.fewshot._famnet_volumes import encode_volume
 from trialrun.fewshot.famnet import (
     Augmentation,
     EpisodeSampler,
@@ -26,8 +28,6 @@ from trialrun.fewshot.famnet import (
     supervoxels,
     train_episodes,
 )
-from trialrun.fewshot._famnet_match import FrequencyAwareMatching, _Matching
-from trialrun.fewshot._famnet_volumes import encode_volume
 from trialrun.material.brain import ORGANS, load_brain, make_subject
 
 TARGETS = ("t2", "pd")
@@ -138,7 +138,9 @@ def _fresh(ctx: Context) -> PrototypeSegmenter:
 class _Permuted(FrequencyAwareMatching):
     """Matching on tokens in an order drawn anew for every foreground, so that it means nothing."""
 
-    generator: torch.Generator
+    def __init__(self, n_tokens: int, *, seed: int, order_seed: int) -> None:
+        super().__init__(n_tokens, seed=seed)
+        self.generator = torch.Generator().manual_seed(order_seed)
 
     def tokens(self, features, mask):
         listed = foreground_tokens(features, mask, self.n_tokens)
@@ -150,7 +152,10 @@ class _Permuted(FrequencyAwareMatching):
 class _Unrelated(_Matching):
     """Matching whose similarities belong to other tokens: they weigh, and mean nothing."""
 
-    generator: torch.Generator
+    def __init__(self, like: _Matching, n_tokens: int, order_seed: int) -> None:
+        super().__init__(n_tokens)
+        self.load_state_dict(like.state_dict())
+        self.generator = torch.Generator().manual_seed(order_seed)
 
     def similarity(self, support, query):
         order = torch.randperm(support.shape[-1], generator=self.generator)
@@ -181,17 +186,15 @@ def _network(ctx: Context, kind: str) -> PrototypeSegmenter:
         return make(layout="grid")
     net = make()
     if kind == "permuted":
-        net.FAM.__class__ = _Permuted
-        net.FAM.generator = torch.Generator().manual_seed(split(ctx.seed, "order"))
+        net.FAM = _Permuted(tokens, seed=seed, order_seed=split(ctx.seed, "order"))
     elif kind == "unrelated":
-        inner = net.FAM.attention_matching
-        inner.__class__ = _Unrelated
-        inner.generator = torch.Generator().manual_seed(split(ctx.seed, "order"))
+        like = net.FAM.attention_matching
+        net.FAM.attention_matching = _Unrelated(like, tokens, split(ctx.seed, "order"))
     return net
 
 
 def train_shared(ctx: Context, folder: Path) -> None:
-    """Make the source heads, warm the encoder with plain prototypes, and train what claims share."""
+    """Make the source heads, warm the encoder with prototypes, and train what claims share."""
     for i in range(size(ctx).sources):
         volume, _ = head(ctx, "source", i, "t1")
         np.save(folder / f"volume-{i}.npy", volume)
@@ -222,41 +225,40 @@ def trained(ctx: Context, kind: str, folder: Path) -> PrototypeSegmenter:
     return net
 
 
-def dice_by_contrast(ctx: Context, net: PrototypeSegmenter, *, other: bool) -> Measurement:
+def dice_by_contrast(
+    ctx: Context, net: PrototypeSegmenter, *, other: bool = False, every: bool = False
+) -> Measurement:
     """Segment every organ of the query heads by one support head of the same contrast.
 
-    ``other`` gives the support mask of the next organ in the list in place of the organ's own.
+    ``other`` gives the support mask of the next organ in the list in place of the organ's own;
+    ``every`` also scores all slices of one T2 head, whether they show the organ or not.
     """
     points, extra, n = {}, {}, 0
     numbers = range(1, size(ctx).organs + 1)
     for contrast in CONTRASTS:
         support, marks = kept_head(ctx, "support", 0, contrast)
         encoded = encode_volume(net, support)
-        scores, every = [], []
+        scores, whole = [], []
         queries = size(ctx).queries if contrast in TARGETS else 1
         for q in range(queries):
             volume, truth = kept_head(ctx, "query", q, contrast)
             query = encode_volume(net, volume)
             for organ in numbers:
                 shown = organ % len(ORGANS) + 1 if other else organ
-                ask = partial(
-                    evaluate_volume, net, encoded, marks == shown, query, truth == organ
-                )
+                ask = partial(evaluate_volume, net, encoded, marks == shown, query, truth == organ)
                 scores.append(100 * ask().dice)
-                if q == 0 and contrast == "t2":
-                    every.append(100 * ask(protocol="all-slices").dice)
+                if every and q == 0 and contrast == "t2":
+                    whole.append(100 * ask(protocol="all-slices").dice)
         if contrast in TARGETS:
             points[contrast], n = float(np.mean(scores)), n + len(scores)
         else:
             extra["Dice in the training contrast"] = float(np.mean(scores))
-        if every:
-            extra["Dice in t2 over all slices"] = float(np.mean(every))
+        if whole:
+            extra["Dice in t2 over all slices"] = float(np.mean(whole))
     return Measurement(points, n, extra)
 
 
-def by_network(ctx: Context, *, kind: str, other: bool = False) -> Measurement:
+def by_network(ctx: Context, *, kind: str, other: bool = False, every: bool = False) -> Measurement:
     """Train or read one arm's network and measure Dice in contrasts it was not trained on."""
     net = trained(ctx, kind, ctx.prepared("networks"))
-    return dice_by_contrast(ctx, net, other=other)
-
-
+    return dice_by_contrast(ctx, net, other=other, every=every)

@@ -180,7 +180,10 @@ SPECIMENS = (
         inputs=_bands,
         run=lambda block, inputs: block(**inputs),
         bad=(
-            ("low must have 4 channels", lambda: MultiSpectralFusion(4)(*[_draw(0, "", 1, 3, 9)] * 3)),
+            (
+                "low must have 4 channels",
+                lambda: MultiSpectralFusion(4)(*[_draw(0, "", 1, 3, 9)] * 3),
+            ),
         ),
         batched=("low", "middle", "high"),
         differentiable=True,
