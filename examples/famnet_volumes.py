@@ -40,11 +40,11 @@ sampler = EpisodeSampler(
 )
 
 net = FAMNet(SmallEncoder(32), channels=32, n_tokens=100)
-run = train_episodes(net, sampler, Schedule(steps=120, batch=4, lr=2e-3, optimiser="adam"))
+run = train_episodes(net, sampler, Schedule(steps=80, batch=4, lr=2e-3, optimiser="adam"))
 print(f"loss {np.mean(run.losses[:10]):.2f}, then {np.mean(run.losses[-10:]):.2f} nats per pixel")
 
 support, query = (make_subject(brain, seed, contrast="t2") for seed in (7, 8))
-organ = 1 + ORGANS.index("thalamus")
+organ = 1 + ORGANS.index("left thalamus")
 found = evaluate_volume(
     net,
     z_score(support.image),
@@ -52,7 +52,7 @@ found = evaluate_volume(
     z_score(query.image),
     query.labels == organ,
 )
-print(f"thalamus in T2: Dice {found.dice:.2f} on {len(found.slices)} slices")
+print(f"left thalamus in T2: Dice {found.dice:.2f} on {len(found.slices)} slices")
 
 shown = found.slices[len(found.slices) // 2]
 picture = overlay(query.image[shown], query.labels[shown] == organ, found.prediction[shown])

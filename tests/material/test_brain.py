@@ -20,19 +20,19 @@ def brain():
     return load_brain()
 
 
-def test_labels_lie_in_the_right_half_and_depth_of_the_head(brain):
+def test_labels_lie_at_the_right_side_and_depth_of_the_head(brain):
     assert brain.t1.shape == brain.labels.shape == material.SHAPE
     middles = {}
     for number, organ in enumerate(ORGANS, start=1):
         places = np.argwhere(brain.labels == number)
-        assert len(places) > 1500
+        assert len(places) > 800
         assert (brain.t1[brain.labels == number] > 0).mean() > 0.95
         middles[organ] = places.mean(axis=0)
-        # Both halves of the head, so the middle column.
-        assert abs(middles[organ][2] - 39.5) < 2
+        off = middles[organ][2] - 39.5
+        assert abs(off) < 2 if organ == "cerebellum" else off < -3
     # Slices go up, rows go back.
-    assert middles["cerebellum"][0] < middles["hippocampus"][0] < middles["thalamus"][0]
-    assert middles["caudate"][1] < middles["thalamus"][1] < middles["cerebellum"][1]
+    assert middles["cerebellum"][0] < middles["left hippocampus"][0] < middles["left thalamus"][0]
+    assert middles["left caudate"][1] < middles["left thalamus"][1] < middles["cerebellum"][1]
 
 
 def test_tissue_maps_agree_with_the_picture_they_belong_to(brain):

@@ -41,15 +41,16 @@ SHAPE = (40, 96, 80)
 _CORNER = (-46.0, 78.0, -79.0)  # millimetres of z, y, x at voxel (0, 0, 0)
 _STEP = (SPACING, -SPACING, SPACING)
 
-ORGANS = ("thalamus", "putamen", "caudate", "hippocampus", "cerebellum", "insula")
 _AAL_NAMES = {
-    "thalamus": ("Thalamus",),
-    "putamen": ("Putamen",),
-    "caudate": ("Caudate",),
-    "hippocampus": ("Hippocampus",),
-    "cerebellum": ("Cerebelum", "Vermis"),
-    "insula": ("Insula",),
+    "left thalamus": (("Thalamus",), "_L"),
+    "left putamen": (("Putamen",), "_L"),
+    "left caudate": (("Caudate",), "_L"),
+    "left hippocampus": (("Hippocampus",), "_L"),
+    "cerebellum": (("Cerebelum", "Vermis"), ""),
+    "left insula": (("Insula",), "_L"),
 }
+ORGANS = tuple(_AAL_NAMES)
+"""Each in one piece: the left of every pair, as left and right kidneys are told apart elsewhere."""
 REAL = ("t1", "t1-other")
 PAINTED = ("t2", "pd")
 CONTRASTS = (*REAL, *PAINTED)
@@ -195,9 +196,9 @@ def _organ_labels() -> NDArray[np.uint8]:
     text = _path(*_NAMES).read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
     out = np.zeros(SHAPE, dtype=np.uint8)
-    for place, organ in enumerate(ORGANS, start=1):
-        chosen = [int(r["index"]) for r in rows if r["name"].startswith(_AAL_NAMES[organ])]
-        out[np.isin(numbers, chosen)] = place
+    for place, (starts, end) in enumerate(_AAL_NAMES.values(), start=1):
+        fits = [r for r in rows if r["name"].startswith(starts) and r["name"].endswith(end)]
+        out[np.isin(numbers, [int(r["index"]) for r in fits])] = place
     return out
 
 

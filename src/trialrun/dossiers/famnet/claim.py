@@ -86,11 +86,11 @@ TRIAL = Trial(
             organs=1, slices=(22, 26), band_step=2,
         ),
         "quick": FAMBudget(
-            seeds=3, first_seed=60, sources=2, queries=1, warm=80, steps=40, batch=4, channels=32,
+            seeds=3, first_seed=60, sources=2, queries=1, warm=60, steps=25, batch=4, channels=32,
             tokens=100, organs=6, slices=(0, 40), band_step=4,
         ),
         "full": FAMBudget(
-            seeds=5, first_seed=100, sources=3, queries=2, warm=200, steps=120, batch=4,
+            seeds=5, first_seed=100, sources=3, queries=2, warm=200, steps=100, batch=4,
             channels=32, tokens=100, organs=6, slices=(0, 40), band_step=2,
         ),
         "gpu": FAMBudget(
