@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from trialrun.core.errors import UsageError
+from trialrun.material import _brain_files
 from trialrun.material import brain as material
 from trialrun.material.brain import (
     ORGANS,
@@ -81,7 +82,7 @@ def test_the_cache_gives_what_was_built(tmp_path, brain):
     fresh = load_brain(cache=tmp_path)
     np.testing.assert_array_equal(fresh.t1, brain.t1)
     assert {p.suffix for p in tmp_path.iterdir()} == {".npy"}
-    material._load.cache_clear()
+    _brain_files._load.cache_clear()
     np.testing.assert_array_equal(load_brain(cache=tmp_path).labels, brain.labels)
     with pytest.raises(ValueError, match="read-only"):
         fresh.t1[0] = 1

@@ -18,14 +18,8 @@ from trialrun.fewshot._famnet_bands import (
 )
 from trialrun.fewshot._famnet_encoders import Loaded, ResNet50Dilated, SmallEncoder
 from trialrun.fewshot._famnet_episodes import Augmentation, Episode, EpisodeSampler
-from trialrun.fewshot._famnet_folders import (
-    LAYOUTS,
-    Folder,
-    Layout,
-    Volume,
-    prepare_volume,
-    read_folder,
-)
+from trialrun.fewshot._famnet_folders import Folder, Volume, prepare_volume, read_folder
+from trialrun.fewshot._famnet_layouts import LAYOUTS, Layout
 from trialrun.fewshot._famnet_match import Bands, FrequencyAwareMatching, MultiSpectralFusion
 from trialrun.fewshot._famnet_model import FAMNet, famnet_loss
 from trialrun.fewshot._famnet_overlay import overlay, write_png
