@@ -342,7 +342,7 @@ ONES = torch.ones(2, 16, 16)
 @pytest.mark.parametrize(
     ("images", "mask", "words"),
     [
-        (torch.zeros(2, 2, 16, 16), ONES, "images must have 1 channels"),
+        (torch.zeros(2, 2, 16, 16), ONES, "images must have 1 channel, as the encoder has, got 2"),
         (IMAGE, torch.ones(2, 8, 8), "support_mask must have the images' size"),
         (IMAGE, torch.zeros(2, 16, 16), "no foreground in image 0"),
         (IMAGE, torch.stack([ONES[0], 0 * ONES[0]]), "no foreground in image 1"),

@@ -232,6 +232,7 @@ def test_volumes_and_labels_that_do_not_go_together_get_one_sentence():
         ("query_label must hold 0 and 1", (volume, label, volume, 2 * label)),
         ("query_label must mark the organ", (volume, label, volume, 0 * label)),
         ("volume must have shape", (volume[0], label, volume, label)),
+        ("must have the support's rows", (volume, label, volume[:, 4:], label[:, 4:])),
     ):
         with pytest.raises(ValueError, match=words):
             evaluate_volume(bright(), *call)

@@ -138,8 +138,9 @@ class PrototypeSegmenter(nn.Module):
         wanted = getattr(self.encoder, "in_channels", None)
         if wanted is not None and images.shape[1] != wanted:
             if images.shape[1] != 1:
+                also = "s, or 1 to be repeated" if wanted > 1 else ""
                 raise ValueError(
-                    f"images must have {wanted} channels, or 1 to be repeated, "
+                    f"images must have {wanted} channel{also}, as the encoder has, "
                     f"got {images.shape[1]}"
                 )
             images = images.expand(-1, wanted, -1, -1)

@@ -175,6 +175,11 @@ def evaluate_volume(
         raise ValueError(f"n_parts and batch must be at least 1, got {n_parts} and {batch}")
     support = encode_volume(model, support_volume, batch=batch)
     query = encode_volume(model, query_volume, batch=batch)
+    if support.shape[1:] != query.shape[1:]:
+        raise ValueError(
+            f"query_volume must have the support's rows and columns {support.shape[1:]}, "
+            f"got {query.shape[1:]}: prepare both with the same spacing and size"
+        )
     masks = {}
     for name, label, shape in (
         ("support_label", support_label, support.shape),
