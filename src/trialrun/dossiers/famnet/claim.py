@@ -86,7 +86,7 @@ TRIAL = Trial(
             organs=1, slices=(22, 26), band_step=2,
         ),
         "quick": FAMBudget(
-            seeds=3, first_seed=60, sources=2, queries=1, warm=60, steps=25, batch=4, channels=32,
+            seeds=3, first_seed=70, sources=1, queries=1, warm=20, steps=50, batch=4, channels=32,
             tokens=100, organs=6, slices=(0, 40), band_step=4,
         ),
         "full": FAMBudget(
