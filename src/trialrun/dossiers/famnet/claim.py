@@ -35,12 +35,20 @@ def _bands_of(plane: NDArray) -> dict[str, NDArray]:
     return {"whole": plane, **{name: part.numpy() for name, part in zip(_BANDS, parts)}}
 
 
-def _likeness(a: NDArray, b: NDArray) -> tuple[float, float]:
-    """Return SSIM, each plane brought to unit variance, and the normalised squared error."""
+def _likeness(a: NDArray, b: NDArray) -> dict[str, float]:
+    """Return how alike two planes are, whatever the sign of a contrast, and two SSIMs beside it.
+
+    Which tissue is bright is arbitrary: a plane and its negative hold the same structure. ``SSIM``
+    keeps the sign; ``SSIM, aligned`` turns one plane round where the correlation is negative.
+    """
     metrics = need("skimage.metrics", extra="brain")
     a, b = (((p - p.mean()) / (p.std() + 1e-12)) for p in (a, b))
-    reach = max(a.max(), b.max()) - min(a.min(), b.min())
-    return metrics.structural_similarity(a, b, data_range=reach), float(((a - b) ** 2).mean() / 2)
+    alike = float((a * b).mean())
+    values = {"correlation": abs(alike)}
+    for name, other in (("SSIM", b), ("SSIM, aligned", -b if alike < 0 else b)):
+        reach = max(a.max(), other.max()) - min(a.min(), other.min())
+        values[name] = float(metrics.structural_similarity(a, other, data_range=reach))
+    return values
 
 
 def by_band(ctx: Context, *, of: str) -> Measurement:
@@ -56,20 +64,22 @@ def by_band(ctx: Context, *, of: str) -> Measurement:
     for contrast in TARGETS:
         own, _ = kept_head(ctx, "support", 0, contrast)
         other, _ = kept_head(ctx, "query", 0, contrast)
-        ssim: dict[str, list[float]] = {}
+        found: dict[str, list[dict[str, float]]] = {}
         for z in range(0, len(t1), size(ctx).band_step):
             bands, against = _bands_of(t1[z]), _bands_of(own[z])
             pairs = {name: (bands[name], against[name]) for name in ("whole", *_BANDS)}
             pairs["unrelated"] = (bands["middle"], _bands_of(other[len(t1) - 1 - z])["middle"])
             for name, pair in pairs.items():
-                alike, far = _likeness(*pair)
-                ssim.setdefault(name, []).append(alike)
-                ssim.setdefault(f"{name}, NMSE", []).append(far)
-        means = {name: float(np.mean(values)) for name, values in ssim.items()}
-        means["outer"] = max(means["low"], means["high"])
-        points[contrast] = means[of]
-        n += len(ssim["whole"])
-        extra |= {f"{k}, {contrast}": v for k, v in means.items() if k.partition(",")[0] in _BANDS}
+                found.setdefault(name, []).append(_likeness(*pair))
+        means = {
+            name: {how: float(np.mean([v[how] for v in values])) for how in values[0]}
+            for name, values in found.items()
+        }
+        outer = max(means["low"]["correlation"], means["high"]["correlation"])
+        points[contrast] = outer if of == "outer" else means[of]["correlation"]
+        n += len(found["whole"])
+        for band in (*_BANDS, "unrelated"):
+            extra |= {f"{band}, {how}, {contrast}": v for how, v in means[band].items()}
     return Measurement(points, n, extra)
 
 
@@ -90,7 +100,7 @@ TRIAL = Trial(
             tokens=100, organs=6, slices=(0, 40), band_step=4,
         ),
         "full": FAMBudget(
-            seeds=5, first_seed=100, sources=3, queries=2, warm=200, steps=100, batch=4,
+            seeds=5, first_seed=100, sources=3, queries=2, warm=150, steps=90, batch=4,
             channels=32, tokens=100, organs=6, slices=(0, 40), band_step=2,
         ),
         "gpu": FAMBudget(
@@ -106,7 +116,9 @@ TRIAL = Trial(
             "other-organ": _OTHER_ORGAN,
         },
         "weighting": _networks("famnet", "swapped", "even", "unrelated"),
-        "layout": {**_networks("famnet", "grid", "bandless"), "other-organ": _OTHER_ORGAN},
+        "layout": {
+            **_networks("famnet", "grid", "bandless", "permuted"), "other-organ": _OTHER_ORGAN,
+        },
         "bands": {of: partial(by_band, of=of) for of in ("middle", "outer", "whole", "unrelated")},
     },
     prepare={"heads": keep_heads, "networks": train_shared},

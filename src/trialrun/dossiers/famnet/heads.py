@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from trialrun.material.brain import ORGANS, load_brain, make_subject
 
 TARGETS = ("t2", "pd")
 CONTRASTS = ("t1", *TARGETS)
-SHARED = ("famnet", "bandless")
+SHARED = ("famnet", "bandless", "permuted")
 """Networks that several claims ask for."""
 SWAPPED = ("sim", "1-sim", "sim")
 _SMOOTH = 1.0
@@ -136,7 +137,11 @@ def _fresh(ctx: Context) -> PrototypeSegmenter:
 
 
 class _Permuted(FrequencyAwareMatching):
-    """Matching on tokens in an order drawn anew for every foreground, so that it means nothing."""
+    """Matching on tokens in an order that means nothing.
+
+    It is drawn anew for the supports and for the queries of every batch, so the two foregrounds
+    of a pair differ in it; the images of one batch share it.
+    """
 
     def __init__(self, n_tokens: int, *, seed: int, order_seed: int) -> None:
         super().__init__(n_tokens, seed=seed)
@@ -220,9 +225,29 @@ def trained(ctx: Context, kind: str, folder: Path) -> PrototypeSegmenter:
         # Its point is to see random contrasts from the start: it takes the warm steps as its own.
         _train(net, _sampler(folder, ctx, curve=True), ctx, more=size(ctx).warm)
         return net
-    net.load_state_dict(load_file(folder / "warm.safetensors"), strict=False)
+    warm = net.load_state_dict(load_file(folder / "warm.safetensors"), strict=False)
+    added = [name for name in warm.missing_keys if not name.startswith(("FAM.", "MSFM."))]
+    assert not added, added
+    assert not warm.unexpected_keys, warm.unexpected_keys
     _train(net, _sampler(folder, ctx, curve=False), ctx, more=0)
     return net
+
+
+def other_organ(labels: NDArray, organ: int) -> NDArray[np.bool_]:
+    """Mark something else than ``organ`` on exactly the slices that show it.
+
+    On each slice the next organ of the list that shows there is taken; where none does, the
+    organ's own outline is moved along the row until it is off the organ.
+    """
+    own = labels == organ
+    marked = np.zeros(labels.shape, dtype=bool)
+    following = [(organ - 1 + i) % len(ORGANS) + 1 for i in range(1, len(ORGANS))]
+    for z in np.flatnonzero(own.any(axis=(1, 2))):
+        others = (labels[z] == other for other in following)
+        moved = (np.roll(own[z], step, axis=1) for step in range(1, labels.shape[2]))
+        off = (mask for mask in moved if not (mask & own[z]).any())
+        marked[z] = next(chain((mask for mask in others if mask.any()), off, (~own[z],)))
+    return marked
 
 
 def dice_by_contrast(
@@ -230,7 +255,7 @@ def dice_by_contrast(
 ) -> Measurement:
     """Segment every organ of the query heads by one support head of the same contrast.
 
-    ``other`` gives the support mask of the next organ in the list in place of the organ's own;
+    ``other`` marks another organ in the support, on the slices that show the organ (`other_organ`);
     ``every`` also scores all slices of one T2 head, whether they show the organ or not.
     """
     points, extra, n = {}, {}, 0
@@ -244,8 +269,8 @@ def dice_by_contrast(
             volume, truth = kept_head(ctx, "query", q, contrast)
             query = encode_volume(net, volume)
             for organ in numbers:
-                shown = organ % len(ORGANS) + 1 if other else organ
-                ask = partial(evaluate_volume, net, encoded, marks == shown, query, truth == organ)
+                shown = other_organ(marks, organ) if other else marks == organ
+                ask = partial(evaluate_volume, net, encoded, shown, query, truth == organ)
                 scores.append(100 * ask().dice)
                 if every and q == 0 and contrast == "t2":
                     whole.append(100 * ask(protocol="all-slices").dice)
