@@ -282,6 +282,36 @@ def test_a_plain_resnet_file_loads_too_and_a_foreign_one_is_refused(coco_state):
         net.load_pretrained({"conv1.weight": torch.zeros(1)})
 
 
+def test_a_deeper_resnet_or_a_part_of_one_is_refused(coco_state):
+    net = ResNet50Dilated(channels=8)
+    deeper = {**coco_state, "backbone.layer3.22.conv1.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"such as backbone\.layer3\.22\.conv1\.weight"):
+        net.load_pretrained(deeper)
+    part = {"conv1.weight": coco_state["backbone.conv1.weight"]}
+    with pytest.raises(ValueError, match="must hold a whole ResNet-50, got 1 of"):
+        net.load_pretrained(part)
+    parallel = {f"module.{k}": v for k, v in coco_state.items()}
+    assert len(net.load_pretrained(parallel).taken) == len(coco_state) - 1
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_averages_of_large_masks_are_finite(autocast):
+    features, mask = torch.full((1, 2, 32, 32), 3.0), torch.ones(1, 256, 256)
+    if not autocast:
+        features = features.half()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        made = masked_average(features, mask)
+    assert made.dtype == features.dtype
+    torch.testing.assert_close(made.float(), torch.full((1, 2), 3.0))
+
+
+@pytest.mark.usefixtures("no_annotation_checks")
+def test_the_loss_takes_no_fraction_for_a_class():
+    even = torch.full((1, 2, 2, 2), 0.5)
+    with pytest.raises(ValueError, match=r"query_mask must hold 0, 1 or 255, got \[0\."):
+        famnet_loss(even, even, torch.full((1, 2, 2), 0.9))
+
+
 def test_the_dilated_resnet_keeps_stride_four():
     features, threshold = ResNet50Dilated(channels=8).eval()(torch.zeros(1, 3, 64, 40))
     assert features.shape == (1, 8, 16, 10)
@@ -294,15 +324,11 @@ def test_a_checkpoint_of_the_authors_names_loads_and_a_foreign_one_is_refused():
 
     source, target = net(1), net(2)
     state = {f"module.{k}": v for k, v in source.state_dict().items()}
-    their = {
-        k.replace(".query.", ".wq.").replace(".key.", ".wk.").replace(".value.", ".wv."): v
-        for k, v in state.items()
-    }
-    for given in (state, their):
-        assert not target.load_published(given).missing
-        for name, value in source.state_dict().items():
-            torch.testing.assert_close(target.state_dict()[name], value)
-        target = net(2)
+    assert not target.load_published(state).missing
+    for name, value in source.state_dict().items():
+        torch.testing.assert_close(target.state_dict()[name], value)
+    foreign = {k.replace(".query.", ".wq.").replace(".key.", ".wk."): v for k, v in state.items()}
+    assert "MSFM.CA1.query.weight" in target.load_published(foreign).missing
     names = set(source.state_dict())
     assert {"FAM.attention_matching.fc_spt.0.weight", "MSFM.CA1.query.weight"} <= names
     without = {k: v for k, v in state.items() if ".FAM." not in k}
@@ -365,6 +391,14 @@ def test_wrong_settings_get_one_sentence():
         ("layout must be one of", lambda: FrequencyAwareMatching(layout="plane")),
         ("cutoff must be in", lambda: FrequencyAwareMatching(cutoff=0.5)),
         ("weighting must be three of", lambda: FrequencyAwareMatching(weighting=("sim",) * 2)),
+        ("n_tokens must be a whole number", lambda: FrequencyAwareMatching(4.5)),
+        ("tokens must hold at least one", lambda: split_token_bands(torch.zeros(2, 0), 0.3)),
+        ("images must be larger than 4 x 4", lambda: PrototypeSegmenter("small", 8)(
+            IMAGE[..., :4, :4], ONES[:, :4, :4], IMAGE[..., :4, :4])),
+        ("images must hold at least one image", lambda: PrototypeSegmenter("small", 8)(
+            IMAGE[:0], ONES[:0], IMAGE[:0])),
+        ("images must be torch.float32", lambda: PrototypeSegmenter("small", 8)(
+            IMAGE.double(), ONES, IMAGE.double())),
         ("n_tokens must be at least 1", lambda: FrequencyAwareMatching(n_tokens=0)),
         ("fusion must be one of", lambda: FAMNet("small", 8, 4, fusion="max")),
         ("low must have 8 channels", lambda: MultiSpectralFusion(8)(*[torch.zeros(1, 4, 2)] * 3)),

@@ -9,17 +9,19 @@ import torch
 
 from tests.naive.famnet import naive_felzenszwalb
 from trialrun.core.errors import UsageError
-from trialrun.fewshot._famnet_volumes import encode_volume, support_slices
+from trialrun.fewshot._famnet_volumes import support_slices
 from trialrun.fewshot.famnet import (
     LAYOUTS,
     SCHEDULES,
     Augmentation,
     EpisodeSampler,
     FAMNet,
+    Layout,
     PrototypeSegmenter,
     Schedule,
     SmallEncoder,
     dice_score,
+    encode_volume,
     evaluate_volume,
     overlay,
     prepare_volume,
@@ -106,6 +108,16 @@ def test_augmentation_bends_one_slice_and_leaves_the_sampler_repeatable():
         assert bool(support.any() and query.any())
 
 
+def test_what_comes_in_from_outside_a_bent_slice_is_as_dark_as_the_darkest():
+    volume, region = made_volume()
+    pushed = Augmentation(
+        gamma=(1.0, 1.0), degrees=0.0, shear=0.0, shift=9.0, scale=(0.8, 0.9), alpha=0.0
+    )
+    made = EpisodeSampler([volume - 5], [region], min_pixels=90, augmentation=pushed).batch(1, 8)
+    for images in (made.support_image, made.query_image):
+        assert float(images.max()) < -2
+
+
 def test_one_random_curve_changes_both_slices_alike():
     random = np.random.default_rng(0)
     image = np.linspace(-1, 1, 50).reshape(5, 10)
@@ -121,6 +133,12 @@ def test_samplers_refuse_regions_that_do_not_go_with_their_volumes():
         EpisodeSampler([volume], [])
     with pytest.raises(ValueError, match="volume 0 and its regions must have the same shape"):
         EpisodeSampler([volume], [region[1:]])
+    for wrong in (region.astype(float), -region.astype(int)):
+        with pytest.raises(ValueError, match="regions must hold whole numbers"):
+            EpisodeSampler([volume], [wrong])
+    with pytest.raises(ValueError, match="volume 0 must be finite"):
+        EpisodeSampler([volume * np.nan], [region])
+    assert EpisodeSampler([volume], [region == 1], min_pixels=90).batch(0)
     with pytest.raises(ValueError, match="no region covers 101 pixels"):
         EpisodeSampler([volume], [region], min_pixels=101)
 
@@ -196,6 +214,39 @@ def test_all_slices_do_not_look_at_the_truth_to_choose_a_support_slice():
     np.testing.assert_array_equal(a.support_slices, b.support_slices)
 
 
+def test_a_volume_without_labels_is_segmented_on_every_slice():
+    volume, label = made_volume()
+    unlabelled = evaluate_volume(bright(), volume, label, volume)
+    scored = evaluate_volume(bright(), volume, label, volume, label, protocol="all-slices")
+    np.testing.assert_array_equal(unlabelled.prediction, scored.prediction)
+    assert unlabelled.slices.tolist() == [0, 1, 2, 3, 4]
+    assert np.isnan(unlabelled.dice)
+    empty = evaluate_volume(bright(), volume, label, volume, 0 * label, protocol="all-slices")
+    assert empty.dice == 0.0
+
+
+def test_fewer_query_slices_than_parts_take_the_middle_support_slice():
+    volume, label = made_volume()
+    few = label.copy()
+    few[3:] = 0
+    found = evaluate_volume(bright(), volume, label, volume, few)
+    assert found.slices.tolist() == [1, 2]
+    assert found.support_slices.tolist() == [support_slices(label, 3)[1]] * 2
+
+
+def test_evaluating_leaves_a_model_in_training_as_it_was():
+    encoder = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 4, 4), torch.nn.BatchNorm2d(8))
+    net = PrototypeSegmenter(encoder, channels=8)
+    volume, label = made_volume()
+    for frozen in (True, False):
+        encoder[1].train(not frozen)
+        modes = [part.training for part in net.modules()]
+        before = encoder[1].running_mean.clone()
+        evaluate_volume(net, volume, label, volume, label)
+        torch.testing.assert_close(encoder[1].running_mean, before, rtol=0, atol=0)
+        assert [part.training for part in net.modules()] == modes
+
+
 def test_support_slices_lie_at_odd_sixths_and_show_the_organ():
     label = np.zeros((30, 2, 2))
     label[6:25] = 1
@@ -232,6 +283,8 @@ def test_volumes_and_labels_that_do_not_go_together_get_one_sentence():
         ("query_label must hold 0 and 1", (volume, label, volume, 2 * label)),
         ("query_label must mark the organ", (volume, label, volume, 0 * label)),
         ("volume must have shape", (volume[0], label, volume, label)),
+        ("volume must be finite", (volume, label, volume * np.nan, label)),
+        ("support_label must have its volume's shape", (volume, label[1:].tolist(), volume, label)),
         ("must have the support's rows", (volume, label, volume[:, 4:], label[:, 4:])),
     ):
         with pytest.raises(ValueError, match=words):
@@ -295,6 +348,108 @@ def test_files_are_turned_to_one_order_whatever_their_affine(tmp_path):
     assert a.spacing == (3.0, 1.0, 1.0)
     # The front of the head is the largest y, and comes first.
     np.testing.assert_array_equal(a.labels[0, 0], marks[:, -1, 0])
+
+
+def test_an_oblique_stack_of_hearts_keeps_its_slices(tmp_path):
+    normal = np.array([0.75, -0.45, 0.48]) / np.linalg.norm([0.75, -0.45, 0.48])
+    along = np.cross(normal, [0.0, 0.0, 1.0])
+    along /= np.linalg.norm(along)
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([1.25 * along, 1.25 * np.cross(normal, along), 10 * normal])
+    picture, marks = case(shape=(12, 10, 4))
+    write(tmp_path / "patient1_LGE.nii", picture, affine=affine)
+    write(tmp_path / "patient1_LGE_manual.nii", (200 * (marks > 0)).astype(np.int16), affine=affine)
+    (volume,) = read_folder(tmp_path, "ms-cmrseg", size=None, spacing=None).volumes
+    assert volume.image.shape == (4, 10, 12)
+    assert volume.spacing == pytest.approx((10, 1.25, 1.25))
+    np.testing.assert_array_equal(volume.organ("myocardium"), (marks > 0).transpose(2, 1, 0))
+
+
+def test_a_label_that_lies_elsewhere_in_the_world_is_not_paired(tmp_path):
+    picture, marks = case()
+    for name, affine in (("a", np.diag([-1.0, -1.0, 3.0, 1.0])), ("b", np.diag([1.0, 1.0, 3, 1]))):
+        write(tmp_path / f"images/{name}.nii", picture, affine=affine)
+        write(tmp_path / f"labels/{name}.nii", marks.astype(np.uint8))
+    read = read_folder(tmp_path)
+    assert [v.case for v in read.volumes] == ["b"]
+    assert "image and label must lie on one grid" in read.skipped["a.nii"]
+
+
+def test_one_malformed_file_does_not_stop_a_folder(tmp_path):
+    picture, marks = case()
+    for name in ("good", "code", "zero"):
+        write(tmp_path / f"images/{name}.nii", picture)
+    colours = np.zeros((12, 10, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    write(tmp_path / "images/colour.nii", colours)
+    for name in ("good", "code", "zero", "colour"):
+        write(tmp_path / f"labels/{name}.nii", marks.astype(np.uint8))
+    code = tmp_path / "images/code.nii"
+    raw = bytearray(code.read_bytes())
+    raw[70:72] = (777).to_bytes(2, "little")
+    code.write_bytes(raw)
+    zero = nibabel.Nifti1Image(picture, None)
+    zero.header.set_sform(np.zeros((4, 4)), 1)
+    nibabel.save(zero, tmp_path / "images/zero.nii")
+    read = read_folder(tmp_path)
+    assert [v.case for v in read.volumes] == ["good"]
+    assert set(read.skipped) == {"code.nii", "colour.nii", "zero.nii"}
+    assert all(read.skipped.values())
+
+
+def test_two_files_of_one_case_are_named(tmp_path):
+    picture, marks = case()
+    for folder in ("T1DUAL", "T2SPIR"):
+        write(tmp_path / folder / "image_1.nii", picture)
+        write(tmp_path / folder / "label_1.nii", marks.astype(np.uint8))
+    with pytest.raises(UsageError, match=r"T1DUAL.*T2SPIR.* are both case '1'"):
+        read_folder(tmp_path, "chaos")
+    assert len(read_folder(tmp_path / "T1DUAL", "chaos").volumes) == 1
+
+
+def test_organ_numbers_mean_the_same_in_all_volumes_and_odd_labels_are_named(tmp_path):
+    picture, _ = case()
+    labels = {"a": (0, 1, 3), "b": (0, 3), "nan": (0, np.nan), "half": (0, 1.5)}
+    for name, values in labels.items():
+        marks = np.resize(np.array(values, dtype=np.float32), picture.shape)
+        write(tmp_path / f"images/{name}.nii", picture)
+        write(tmp_path / f"labels/{name}.nii", marks)
+    read = read_folder(tmp_path)
+    assert [v.organs for v in read.volumes] == [("1", "3")] * 2
+    assert set(np.unique(read.volumes[1].labels)) == {0, 2}
+    assert "labels must be finite" in read.skipped["nan.nii"]
+    assert "labels must be whole numbers" in read.skipped["half.nii"]
+    write(tmp_path / "patient1_LGE.nii", picture)
+    write(tmp_path / "patient1_LGE_manual.nii", np.ones(picture.shape, np.uint8))
+    with pytest.raises(UsageError, match=r"labels must hold some of the layout's 200, 500, 600"):
+        read_folder(tmp_path, "ms-cmrseg")
+
+
+@pytest.mark.usefixtures("no_annotation_checks")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sise": 3}, "a layout has no setting 'sise': it has image"),
+        ({"spacing": 0}, "spacing must be above 0"),
+        ({"size": -1}, "size must be at least 1"),
+        ({"window": (275, -125)}, "window must be"),
+        ({"image": "(("}, "image must be a regular expression"),
+        ({"label": "label.*"}, "label must have a group"),
+        ({"plane": "oblique"}, "plane must be one of"),
+        ({"top_percent": 100}, "top_percent must be in"),
+        ({"only": "LGE"}, "whose name has 'LGE'"),
+    ],
+)
+def test_wrong_settings_of_a_folder_get_one_sentence(tmp_path, changes, words):
+    picture, marks = case()
+    write(tmp_path / "image_1.nii", picture)
+    write(tmp_path / "label_1.nii", marks.astype(np.uint8))
+    with pytest.raises(UsageError, match=words):
+        read_folder(tmp_path, "chaos", **changes)
+
+
+def test_a_layout_checks_itself():
+    with pytest.raises(ValueError, match="image must have a group"):
+        Layout(image="a", label="(?P<case>b)")
 
 
 def test_broken_files_are_skipped_counted_and_named(tmp_path):

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 
 def radial_masks(rows: int, columns: int, cutoff: float) -> Bool[Tensor, "3 rows columns"]:
     """Return the low, middle and high band of a centred spectrum as masks that share nothing.
@@ -25,8 +27,9 @@ def radial_masks(rows: int, columns: int, cutoff: float) -> Bool[Tensor, "3 rows
     rows, columns : int
         Size of the spectrum; frequency zero lies at ``(rows // 2, columns // 2)``.
     cutoff : float in (0, 0.5)
-        With R half the diagonal: low is up to ``cutoff R`` from the centre, high from
-        ``(1 - cutoff) R`` on, the middle strictly between.
+        With R half the diagonal, ``hypot(rows / 2, columns / 2)``: low is up to ``cutoff R`` from
+        the centre, high from ``(1 - cutoff) R`` on, the middle strictly between. Sizes are not
+        halved in whole numbers; that would differ at odd sizes, not at the paper's 30 x 30.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def split_bands(
     rows, columns = x.shape[-2:]
     masks = torch.fft.ifftshift(radial_masks(rows, columns, cutoff), dim=(-2, -1))
     masks = masks[..., : columns // 2 + 1].to(x.device)
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    wide = x.float() if x.dtype in _HALVES else x
     spectrum = torch.fft.rfft2(wide)
     low, high = (torch.fft.irfft2(spectrum * masks[i], s=(rows, columns)) for i in (0, 2))
     return low.to(x.dtype), (wide - low - high).to(x.dtype), high.to(x.dtype)
@@ -98,6 +101,11 @@ def split_token_bands(
     The square is a list folded at an arbitrary width, not the image plane: the bands depend on the
     tokens' order. Lists that fill no square are padded with zeros at the end.
 
+    Raises
+    ------
+    ValueError
+        If the list is empty or the cutoff is out of range.
+
     Examples
     --------
     >>> low, middle, high = split_token_bands(torch.randn(2, 7), 0.3)
@@ -105,6 +113,8 @@ def split_token_bands(
     torch.Size([2, 7])
     """
     n = tokens.shape[-1]
+    if n < 1:
+        raise ValueError("tokens must hold at least one token, got none")
     side = math.isqrt(n - 1) + 1
     square = F.pad(tokens, (0, side * side - n)).unflatten(-1, (side, side))
     low, middle, high = (band.flatten(-2)[..., :n] for band in split_bands(square, cutoff))
@@ -135,18 +145,22 @@ def masked_average(
 ) -> Float[Tensor, "batch channels"]:
     """Average features under a mask, as if they had been resized to the mask's size.
 
-    The denominator is the mask's sum plus 1e-5.
+    The denominator is the mask's sum plus 1e-5. Half precision is averaged in float32, with
+    autocast off: a sum over many pixels would not fit.
 
     Examples
     --------
     >>> masked_average(torch.ones(1, 2, 3, 3), torch.ones(1, 9, 9)).round(decimals=3)
     tensor([[1., 1.]])
     """
-    down = interpolation_matrix(mask.shape[1], features.shape[2]).to(features)
-    across = interpolation_matrix(mask.shape[2], features.shape[3]).to(features)
-    weights = down.T @ mask.to(features) @ across
-    summed = torch.einsum("bchw,bhw->bc", features, weights)
-    return summed / (mask.to(features).sum(dim=(1, 2)) + 1e-5)[:, None]
+    with torch.autocast(features.device.type, enabled=False):
+        wide = features.float() if features.dtype in _HALVES else features
+        down = interpolation_matrix(mask.shape[1], features.shape[2]).to(wide)
+        across = interpolation_matrix(mask.shape[2], features.shape[3]).to(wide)
+        mask = mask.to(wide)
+        share = mask / (mask.sum(dim=(1, 2), keepdim=True) + 1e-5)
+        averaged = torch.einsum("bchw,bhw->bc", wide, down.T @ share @ across)
+    return averaged.to(features.dtype)
 
 
 def _corners(at: Tensor, out: int, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from trialrun.fewshot import _famnet_stack  # noqa: F401
 
 # isort: split
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trialrun.core.shapes import check_range
+from trialrun.core.shapes import check_axes, check_range
 from trialrun.fewshot._famnet_init import seeded
 
 
@@ -27,6 +29,27 @@ class Loaded(NamedTuple):
     taken: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+
+
+_BACKBONE = re.compile(r"(encoder\.)?(backbone\.)?(conv1|bn1|layer[1-4])\.")
+
+
+def _check_images(images: Tensor, weight: Tensor) -> None:
+    """Raise where ``images`` of shape (batch, channels, rows, columns) give no feature map."""
+    check_axes("images", images, ("batch", "channels", "rows", "columns"))
+    if not len(images):
+        raise ValueError("images must hold at least one image, got none")
+    rows, columns = images.shape[2:]
+    if -(-rows // 4) * -(-columns // 4) < 2:
+        raise ValueError(
+            "images must be larger than 4 x 4 pixels, so that features have more than one place, "
+            f"got {rows} x {columns}"
+        )
+    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise ValueError(
+            f"images must be {weight.dtype}, as the encoder's weights are, got {images.dtype}: "
+            f"use images.to({weight.dtype})"
+        )
 
 
 class _Bottleneck(nn.Module):
@@ -111,6 +134,7 @@ class ResNet50Dilated(nn.Module):
 
         ``images`` are (batch, 3, rows, columns).
         """
+        _check_images(images, self.reduce1.weight)
         x = F.relu(self.backbone["bn1"](self.backbone["conv1"](images)))
         x = F.max_pool2d(x, 3, 2, padding=1)
         for name in ("layer1", "layer2", "layer3"):
@@ -125,20 +149,22 @@ class ResNet50Dilated(nn.Module):
         Parameters
         ----------
         state : mapping of name to tensor
-            Names may begin with ``encoder.`` or ``backbone.``; other heads in the file are left.
+            Names may begin with ``module.``, ``encoder.`` or ``backbone.``; other heads in the
+            file are left.
             torchvision's COCO file has no ``fc``, so the threshold branch stays untrained there:
             `Loaded.missing` says so.
 
         Raises
         ------
         ValueError
-            If no name matches, or a tensor has another shape.
+            If no name matches, a tensor has another shape, or the file's backbone is another one:
+            a deeper ResNet, or only a part of this.
         """
         own = self.state_dict()
         taken: dict[str, Tensor] = {}
         unused: list[str] = []
         for name, value in state.items():
-            plain = name.removeprefix("encoder.")
+            plain = name.removeprefix("module.").removeprefix("encoder.")
             options = (plain, f"backbone.{plain}")
             match = next((option for option in options if option in own), None)
             if match is None:
@@ -155,6 +181,23 @@ class ResNet50Dilated(nn.Module):
             raise ValueError(
                 "state must hold a ResNet-50's weights (conv1.weight or backbone.conv1.weight, "
                 f"...), got {some}: nothing was loaded"
+            )
+        foreign = [name for name in unused if _BACKBONE.match(name.removeprefix("module."))]
+        if foreign:
+            raise ValueError(
+                f"state must hold a ResNet-50, got {len(foreign)} weights that it lacks, such as "
+                f"{foreign[0]} (a deeper ResNet?): nothing was loaded"
+            )
+        wanted = [
+            name for name in own
+            if name.startswith("backbone.") and ".fc." not in name
+            and not name.endswith("num_batches_tracked")
+        ]  # fmt: skip
+        absent = [name for name in wanted if name not in taken]
+        if absent:
+            raise ValueError(
+                f"state must hold a whole ResNet-50, got {len(wanted) - len(absent)} of "
+                f"{len(wanted)} weights, without {absent[0]}: nothing was loaded"
             )
         self.load_state_dict({**own, **taken})
         trained = {name for name, _ in self.named_parameters()}
@@ -213,4 +256,5 @@ class SmallEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (batch, channels, rows / 4, columns / 4) of ``images``."""
+        _check_images(images, next(self.body.parameters()))
         return F.relu(F.instance_norm(self.body(images)))

@@ -118,7 +118,7 @@ class EpisodeSampler:
     volumes : sequence of arrays of shape (slices, rows, columns)
         Brightness, z-scored per volume; rows and columns alike in all.
     regions : sequence of integer arrays of the same shapes
-        0 outside, then one number per region, as `supervoxels` returns.
+        0 outside, then one number per region, as `supervoxels` returns. Bool is one region.
     min_pixels : int
         Smallest area of a region on both slices, in pixels.
     augmentation : Augmentation or None
@@ -129,7 +129,7 @@ class EpisodeSampler:
     Raises
     ------
     ValueError
-        If volumes and regions disagree, or no region is large enough.
+        If volumes and regions disagree, hold what they should not, or no region is large enough.
 
     Examples
     --------
@@ -154,7 +154,7 @@ class EpisodeSampler:
                 f"regions must hold one array per volume, got {len(regions)} for {len(volumes)}"
             )
         self.volumes = [np.asarray(volume, dtype=np.float32) for volume in volumes]
-        self.regions = [np.asarray(region) for region in regions]
+        self.regions = [_whole(region) for region in regions]
         self.augmentation, self.seed = augmentation, seed
         self._places: list[list[tuple[int, NDArray[np.int64]]]] = []
         for i, (volume, region) in enumerate(zip(self.volumes, self.regions)):
@@ -164,6 +164,8 @@ class EpisodeSampler:
                     f"volume {i} and its regions must have the same shape, and all volumes the "
                     f"same rows and columns, got {volume.shape} and {region.shape}"
                 )
+            if not np.isfinite(volume).all():
+                raise ValueError(f"volume {i} must be finite, got NaN or infinity")
             self._places.append(_large(region, min_pixels))
         self._usable = [i for i, places in enumerate(self._places) if places]
         if not self._usable:
@@ -190,7 +192,9 @@ class EpisodeSampler:
         made = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (*images, *masks)]
         rows, columns = images[0].shape
         grid = how.field(rows, columns, random)
-        moved = F.grid_sample(made[bent][None, None], grid, align_corners=False)
+        # What comes in from outside the picture is as dark as the darkest of it, not 0.
+        low = made[bent].min()
+        moved = F.grid_sample(made[bent][None, None] - low, grid, align_corners=False) + low
         shape = F.grid_sample(made[2 + bent][None, None], grid, mode="nearest", align_corners=False)
         # A region pushed out of the picture would leave a support without foreground.
         if bool(shape.any()):
@@ -202,6 +206,19 @@ class EpisodeSampler:
         random = rng(self.seed, "episodes", step)
         parts = [torch.stack(part) for part in zip(*(self._one(random) for _ in range(size)))]
         return Episode(parts[0][:, None], parts[2], parts[1][:, None], parts[3])
+
+
+def _whole(region: NDArray) -> NDArray:
+    """Return regions as whole numbers from 0 on, or say what is wrong with them."""
+    region = np.asarray(region)
+    if region.dtype == bool:
+        return region.astype(np.uint8)
+    if region.dtype.kind not in "iu" or region.min(initial=0) < 0:
+        raise ValueError(
+            "regions must hold whole numbers, 0 outside and 1, 2, ... per region, "
+            f"got {region.dtype} from {region.min(initial=0)}: use regions.astype(int)"
+        )
+    return region
 
 
 def _large(region: NDArray, min_pixels: int) -> list[tuple[int, NDArray[np.int64]]]:

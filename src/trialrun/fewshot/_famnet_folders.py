@@ -4,7 +4,8 @@ DICOM is not read: convert it first (``dcm2niix -z y``), labels to the same grid
 their defaults (window, spacing, size) are those in use for these data sets, as we know them; all
 can be changed, and `prepare_volume` is the whole of it:
 
-1. turn to the nearest axial order: (slices from the feet, rows from the front, columns);
+1. turn to the nearest axial order: (slices from the feet, rows from the front, columns), unless
+   the layout's plane is ``stored``: hearts in short axis are oblique, and stay as they were cut;
 2. clip: a window in HU for CT, the top half percent for MR;
 3. resize in the plane to ``spacing`` millimetres (bilinear; labels to the nearest);
 4. cut or pad about the middle to ``size`` x ``size``; padding takes the smallest value;
@@ -16,9 +17,9 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,43 +148,91 @@ def prepare_volume(
     return scored, labels, (out[0], out[1], out[2])
 
 
-def _axial(file: Any) -> tuple[NDArray, tuple[float, float, float]]:
-    """Return a file's numbers as (feet to head, front to back, left to right), and spacing."""
+_GRID = 1e-2
+
+
+def _stack(file: Any, plane: str) -> tuple[NDArray, tuple[float, float, float], NDArray]:
+    """Return a file's numbers as (slices, rows, columns), their spacing, and the affine."""
     nibabel = need("nibabel", extra="brain")
-    nearest = nibabel.as_closest_canonical(file)
-    data = np.asarray(nearest.dataobj)
+    if plane == "axial":
+        file = nibabel.as_closest_canonical(file)
+    data = np.asarray(file.dataobj)
+    if data.dtype.kind not in "biuf":
+        raise ValueError(f"voxels must be plain numbers, got {data.dtype}")
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     check_axes("volume", data, ("x", "y", "z"))
-    x, y, z = (float(size) for size in nearest.header.get_zooms()[:3])
-    return data.transpose(2, 1, 0)[:, ::-1], (z, y, x)
+    x, y, z = (float(size) for size in file.header.get_zooms()[:3])
+    turned = data.transpose(2, 1, 0)
+    # Canonical rows run from back to front.
+    return turned[:, ::-1] if plane == "axial" else turned, (z, y, x), file.affine
 
 
-def _named(labels: NDArray, layout: Layout) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    whole = np.rint(labels).astype(np.int64)
-    organs = layout.organs or {str(v): (v,) for v in np.unique(whole).tolist() if v > 0}
-    if len(organs) > 255:
-        raise ValueError(f"labels must hold at most 255 organs, got {len(organs)}")
-    out = np.zeros(whole.shape, dtype=np.uint8)
-    for number, values in enumerate(organs.values(), start=1):
-        out[np.isin(whole, values)] = number
-    return out, tuple(organs)
+def _check_labels(labels: NDArray, layout: Layout) -> None:
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite, got NaN or infinity")
+    if np.abs(labels - np.rint(labels)).max(initial=0) > _GRID:
+        raise ValueError("labels must be whole numbers, got fractions")
+    values = np.unique(np.rint(labels)).astype(np.int64)
+    marked = values[values != 0]
+    if len(marked) > 255:
+        raise ValueError(f"labels must hold at most 255 organs, got {len(marked)}")
+    known = [value for organ in layout.organs.values() for value in organ]
+    if known and len(marked) and not np.isin(marked, known).any():
+        raise ValueError(
+            f"labels must hold some of the layout's {', '.join(map(str, known))}, "
+            f"got {', '.join(map(str, marked[:8]))}"
+        )
 
 
-def _found(folder: Path, pattern: str, inside: str) -> dict[str, Path]:
+def _found(folder: Path, pattern: str, inside: str, only: str) -> dict[str, Path]:
     root = folder / inside if inside else folder
-    files = sorted(p for p in root.rglob("*.nii*") if p.is_file())
-    matched = ((re.match(pattern, path.name), path) for path in files)
-    return {match["case"]: path for match, path in matched if match}
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in root.rglob("*.nii*") if p.is_file()):
+        match = re.match(pattern, path.name)
+        if not match or only not in match["case"]:
+            continue
+        case = match["case"]
+        if case in found:
+            raise UsageError(
+                f"{found[case]} and {path} are both case {case!r}: name a folder that holds one, "
+                "or give patterns that tell them apart"
+            )
+        found[case] = path
+    return found
 
 
-def _read_case(case: str, image: Path, label: Path, layout: Layout) -> Volume:
+class _Case(NamedTuple):
+    """One case whose organs have no numbers yet."""
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    spacing: tuple[float, float, float]
+
+
+def _read_case(image: Path, label: Path, layout: Layout) -> _Case:
     nibabel = need("nibabel", extra="brain")
-    values, spacing = _axial(nibabel.load(image))
-    marks, _ = _axial(nibabel.load(label))
+    values, spacing, grid = _stack(nibabel.load(image), layout.plane)
+    marks, _, other = _stack(nibabel.load(label), layout.plane)
+    if marks.shape == values.shape:
+        apart = float(np.abs(grid - other).max())
+        if not apart <= _GRID:
+            raise ValueError(
+                f"image and label must lie on one grid, got affines {apart:g} apart: resample the "
+                "label, or give it the image's header if it was drawn on it"
+            )
+    _check_labels(marks, layout)
     made, kept, spacing = prepare_volume(values, marks, spacing, layout)
-    numbers, organs = _named(kept, layout)
-    return Volume(case, made, numbers, organs, spacing)
+    return _Case(made, np.rint(kept).astype(np.int64), spacing)
+
+
+def _numbered(
+    labels: NDArray[np.int64], organs: Mapping[str, tuple[int, ...]]
+) -> NDArray[np.uint8]:
+    out = np.zeros(labels.shape, dtype=np.uint8)
+    for number, values in enumerate(organs.values(), start=1):
+        out[np.isin(labels, values)] = number
+    return out
 
 
 def read_folder(
@@ -200,10 +249,18 @@ def read_folder(
     **changes
         Settings of the layout to change, such as ``size=128``.
 
+    Returns
+    -------
+    Folder
+        Without ``organs`` in the layout, every value found anywhere in the folder is an organ, so
+        that a number means the same in all volumes. An image and a label whose affines place them
+        elsewhere in the world are not paired.
+
     Raises
     ------
     UsageError
-        If the layout is unknown, or no labelled case can be read; the sentence names a reason.
+        If the layout or a setting is unknown or wrong, two files are the same case, or no labelled
+        case can be read; the sentence names a reason.
     MissingExtra
         If nibabel is not installed.
 
@@ -220,27 +277,47 @@ def read_folder(
         if layout not in LAYOUTS:
             raise UsageError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         layout = LAYOUTS[layout]
-    layout = replace(layout, **changes)
+    settings = [one.name for one in fields(Layout)]
+    for name in changes:
+        if name not in settings:
+            raise UsageError(f"a layout has no setting {name!r}: it has {', '.join(settings)}")
+    try:
+        layout = replace(layout, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if not root.is_dir():
         raise UsageError(f"{folder} is no folder: name the one that holds the NIfTI files")
-    images = _found(root, layout.image, layout.folders[0])
-    labels = _found(root, layout.label, layout.folders[1])
-    skipped, volumes = {}, []
-    broken = (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError)
+    images = _found(root, layout.image, layout.folders[0], only)
+    labels = _found(root, layout.label, layout.folders[1], only)
+    if only and not images:
+        raise UsageError(f"{folder} must hold a case whose name has {only!r} (only), got none")
+    skipped: dict[str, str] = {}
+    cases: dict[str, _Case] = {}
+    broken = (
+        OSError, EOFError, TypeError, ValueError, zlib.error,
+        nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
+        nibabel.orientations.OrientationError,
+    )  # fmt: skip
     for case, path in images.items():
-        if only not in case:
-            continue
         if case not in labels:
             skipped[path.name] = "it has no label file"
             continue
         try:
-            volumes.append(_read_case(case, path, labels[case], layout))
+            cases[case] = _read_case(path, labels[case], layout)
         except broken as error:
             skipped[path.name] = str(error).partition("\n")[0]
-    if not volumes:
+    if not cases:
         first = next((f": {name}: {why}" for name, why in skipped.items()), "")
         raise UsageError(
             f"{folder} must hold images with labels as {layout.image} and {layout.label}, "
             f"got {len(images)} images and {len(labels)} labels, none readable{first}"
         )
+    values = np.unique(np.concatenate([np.unique(one.labels) for one in cases.values()]))
+    organs = layout.organs or {str(v): (v,) for v in values.tolist() if v > 0}
+    if len(organs) > 255:
+        raise UsageError(f"{folder} must hold at most 255 organs, got {len(organs)}")
+    volumes = (
+        Volume(case, one.image, _numbered(one.labels, organs), tuple(organs), one.spacing)
+        for case, one in cases.items()
+    )
     return Folder(tuple(volumes), skipped)

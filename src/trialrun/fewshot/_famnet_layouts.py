@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+PLANES = ("axial", "stored")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,15 @@ class Layout:
         Rows and columns; None keeps them.
     folders : pair of str
         Sub-folders of images and labels; empty for anywhere below.
+    plane : {"axial", "stored"}
+        ``axial`` turns a volume to the nearest axial order. ``stored`` keeps the slices as they
+        lie in the file, along its third axis: for stacks cut obliquely, such as hearts in short
+        axis, whose nearest axial order would run through the slices.
+
+    Raises
+    ------
+    ValueError
+        If a pattern or a setting cannot be used.
 
     Examples
     --------
@@ -42,6 +54,28 @@ class Layout:
     spacing: float | None = 1.25
     size: int | None = 256
     folders: tuple[str, str] = ("", "")
+    plane: str = "axial"
+
+    def __post_init__(self) -> None:
+        for name, pattern in (("image", self.image), ("label", self.label)):
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                raise ValueError(
+                    f"{name} must be a regular expression, got {pattern!r}: {error}"
+                ) from error
+            if "case" not in groups:
+                raise ValueError(f"{name} must have a group (?P<case>...), got {pattern!r}")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window must be (lowest, highest) or None, got {self.window!r}")
+        if not 0 <= self.top_percent < 100:
+            raise ValueError(f"top_percent must be in [0, 100), got {self.top_percent!r}")
+        if self.spacing is not None and not self.spacing > 0:
+            raise ValueError(f"spacing must be above 0 mm or None, got {self.spacing!r}")
+        if self.size is not None and (self.size < 1 or self.size != int(self.size)):
+            raise ValueError(f"size must be at least 1 pixel or None, got {self.size!r}")
+        if self.plane not in PLANES:
+            raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {self.plane!r}")
 
 
 _NII = r"\.nii(\.gz)?$"
@@ -67,6 +101,7 @@ LAYOUTS = {
         image=r"(?P<case>patient\d+_(LGE|C0|T2))" + _NII,
         label=r"(?P<case>patient\d+_(LGE|C0|T2))_(manual|gd)" + _NII,
         organs={"myocardium": (200,), "left ventricle": (500,), "right ventricle": (600,)},
+        plane="stored",
     ),
     "nifti": Layout(
         image=r"(?P<case>.+?)" + _NII,
@@ -77,4 +112,5 @@ LAYOUTS = {
     ),
 }
 """CHAOS and BTCV/Synapse after conversion to NIfTI, MS-CMRSeg 2019, and ``images/`` + ``labels/``
-with equal names. CHAOS labels may hold class numbers or the grey levels of its pictures."""
+with equal names. CHAOS labels may hold class numbers or the grey levels of its pictures. The hearts
+are cut in short axis and stay in that plane."""

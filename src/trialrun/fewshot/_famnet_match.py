@@ -117,6 +117,9 @@ class FrequencyAwareMatching(nn.Module):
     ) -> None:
         super().__init__()
         check_range("n_tokens", n_tokens, low=1, unit="token")
+        if n_tokens != int(n_tokens):
+            raise ValueError(f"n_tokens must be a whole number, got {n_tokens!r}")
+        n_tokens = int(n_tokens)
         if cutoff is not None:
             check_cutoff(cutoff)
         if layout not in LAYOUTS:

@@ -62,10 +62,12 @@ def famnet_loss(
             raise ValueError(
                 f"{name} must have shape {wanted} to go with query_mask, got {tuple(map_.shape)}"
             )
+    known = (query_mask == 0) | (query_mask == 1) | (query_mask == IGNORED)
+    if not bool(known.all()):
+        other = query_mask[~known].unique()[:5].tolist()
+        raise ValueError(f"query_mask must hold 0, 1 or {IGNORED}, got {other}: use mask > 0.5")
     truth = query_mask.long()
     counted = truth != IGNORED
-    if not bool(((truth == 0) | (truth == 1) | ~counted).all()):
-        raise ValueError(f"query_mask must hold 0, 1 or {IGNORED}, got {truth.unique().tolist()}")
     weights = torch.where(truth == 1, float(weight[1]), float(weight[0])).to(pred) * counted
     total = weights.sum().clamp_min(torch.finfo(pred.dtype).tiny)
     chosen = (truth == 1).long()[:, None]
@@ -156,7 +158,8 @@ class FAMNet(PrototypeSegmenter):
         coarse = self.coarse(support, mask, query, threshold)
         bands = self.FAM(support, mask > 0.5, query, coarse[:, 1] > 0.5)
         fused = self.fuse(bands)
-        prototype = fused.sum(dim=2) / (fused.shape[2] + 1e-5)
+        # Divided first: in half precision the sum itself may not fit.
+        prototype = (fused / (fused.shape[2] + 1e-5)).sum(dim=2)
         size = (mask.shape[1], mask.shape[2])
         pred = prototype_map(query, prototype, threshold, size, temperature=self.temperature)
         return pred, {"coarse": coarse, "threshold": threshold, "prototype": prototype}
@@ -164,8 +167,7 @@ class FAMNet(PrototypeSegmenter):
     def load_published(self, state: Mapping[str, Tensor]) -> Loaded:
         """Take the weights of an authors' checkpoint, already read into names and tensors.
 
-        The inner names of the cross-attentions were not seen; where they differ from
-        ``query``, ``key`` and ``value`` their three layers are taken in the file's order.
+        Names are taken as they are, without a leading ``module.``.
 
         Parameters
         ----------
@@ -179,8 +181,6 @@ class FAMNet(PrototypeSegmenter):
         """
         own = self.state_dict()
         renamed = {name.removeprefix("module."): value for name, value in state.items()}
-        for part in ("MSFM.CA1.", "MSFM.CA2."):
-            renamed = _in_order(renamed, own, part)
         taken = {name: value for name, value in renamed.items() if name in own}
         for part in ("encoder.", "FAM.attention_matching.", "MSFM.CA1.", "MSFM.CA2."):
             expected = [name for name in own if name.startswith(part)]
@@ -200,18 +200,3 @@ class FAMNet(PrototypeSegmenter):
         missing = tuple(name for name in own if name in trained and name not in taken)
         unused = tuple(name for name in renamed if name not in own)
         return Loaded(tuple(taken), missing, unused)
-
-
-def _in_order(state: dict[str, Tensor], own: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Rename a part's tensors by their order, where none has a name of ours."""
-    theirs = [name for name in state if name.startswith(part)]
-    ours = [name for name in own if name.startswith(part)]
-    if not theirs or not ours or any(name in own for name in theirs):
-        return state
-    if len(theirs) != len(ours):
-        raise ValueError(
-            f"state must hold {len(ours)} tensors under {part} (query, key, value), "
-            f"got {len(theirs)}"
-        )
-    names = dict(zip(theirs, ours))
-    return {names.get(name, name): value for name, value in state.items()}

@@ -10,6 +10,8 @@ from __future__ import annotations
 from trialrun.fewshot import _famnet_stack  # noqa: F401
 
 # isort: split
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +39,8 @@ class VolumeResult:
     """Dice of one organ of one volume, and what it was computed from.
 
     ``prediction`` is bool, (slices, rows, columns), False on slices that were not asked about;
-    ``slices`` are those asked about and ``support_slices`` the support slice of each.
+    ``slices`` are those asked about and ``support_slices`` the support slice of each. ``dice`` is
+    NaN where there was no truth.
     """
 
     dice: float
@@ -74,11 +77,39 @@ def dice_score(prediction: NDArray, truth: NDArray, *, empty: int | float = floa
     return 2 * int((a & b).sum()) / total if total else float(empty)
 
 
-@torch.no_grad()
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put ``model`` in eval mode, without gradients, and every part back as it was."""
+    before = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
 def encode_volume(
     model: PrototypeSegmenter, volume: NDArray | Tensor | EncodedVolume, *, batch: int = 16
 ) -> EncodedVolume:
     """Encode all slices of a volume once, so that several organs can share the work.
+
+    The model is run in eval mode and left in the mode it was in.
+
+    Parameters
+    ----------
+    model : FAMNet or PrototypeSegmenter
+        (bo2024famnet)
+    volume : array of shape (slices, rows, columns), or EncodedVolume
+        Brightness, z-scored; what is encoded already comes back as it is.
+    batch : int
+        Slices at a time.
+
+    Raises
+    ------
+    ValueError
+        If the volume has another number of axes, or holds NaN or infinity.
 
     Examples
     --------
@@ -90,8 +121,12 @@ def encode_volume(
         return volume
     check_axes("volume", volume, ("slices", "rows", "columns"))
     weight = next(model.parameters())
-    images = torch.as_tensor(np.asarray(volume), dtype=weight.dtype)[:, None]
-    made = [model.encode(part.to(weight.device)) for part in images.split(batch)]
+    given = volume if isinstance(volume, Tensor) else torch.as_tensor(np.ascontiguousarray(volume))
+    images = given.to(weight.dtype)[:, None]
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("volume must be finite, got NaN or infinity")
+    with _evaluating(model):
+        made = [model.encode(part.to(weight.device)) for part in images.split(batch)]
     features, thresholds = (torch.cat(part) for part in zip(*made))
     slices, _, rows, columns = images.shape
     return EncodedVolume(features, thresholds, (slices, rows, columns))
@@ -114,10 +149,12 @@ def support_slices(label: NDArray, n_parts: int) -> NDArray[np.int64]:
 
 
 def _pairs(
-    chosen: NDArray[np.int64], truth: NDArray, depth: tuple[int, int], protocol: str
+    chosen: NDArray[np.int64], truth: NDArray | None, depth: tuple[int, int], protocol: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if protocol == "organ-present":
+    if truth is not None and protocol == "organ-present":
         slices = np.flatnonzero(truth.reshape(len(truth), -1).any(axis=1))
+        if len(slices) < len(chosen):
+            return slices, np.full(len(slices), chosen[len(chosen) // 2])
         parts = np.array_split(slices, len(chosen))
         return slices, np.concatenate([np.full(len(p), z) for z, p in zip(chosen, parts)])
     support_depth, query_depth = depth
@@ -127,13 +164,21 @@ def _pairs(
     return slices, chosen[far.argmin(axis=1)]
 
 
-@torch.no_grad()
+def _organ_mask(name: str, label: NDArray, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    mask = np.asarray(label)
+    if mask.shape != shape:
+        raise ValueError(f"{name} must have its volume's shape {shape}, got {mask.shape}")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"{name} must hold 0 and 1: pick one organ, as in labels == 2")
+    return mask.astype(bool)
+
+
 def evaluate_volume(
     model: PrototypeSegmenter,
     support_volume: NDArray | Tensor | EncodedVolume,
     support_label: NDArray,
     query_volume: NDArray | Tensor | EncodedVolume,
-    query_label: NDArray,
+    query_label: NDArray | None = None,
     *,
     n_parts: int = 3,
     protocol: str = "organ-present",
@@ -144,13 +189,17 @@ def evaluate_volume(
     Parameters
     ----------
     model : FAMNet or PrototypeSegmenter
-        In eval mode. (bo2024famnet)
+        Run in eval mode, and left in the mode it was in. (bo2024famnet)
     support_volume, query_volume : arrays of shape (slices, rows, columns), or `EncodedVolume`
         Brightness, z-scored per volume.
-    support_label, query_label : arrays of the volumes' shapes
+    support_label : array of the support's shape
         Of one organ: bool, or 0 and 1.
+    query_label : array of the query's shape, or None
+        The truth. Without one every slice is segmented and the Dice is NaN; a truth that marks
+        nothing goes with ``all-slices`` only.
     n_parts : int, at least 1
-        Support slices.
+        Support slices. Where the published protocol asks about fewer query slices than these, the
+        middle one serves them all.
     protocol : {"organ-present", "all-slices"}
         Which query slices are asked about.
     batch : int
@@ -180,31 +229,28 @@ def evaluate_volume(
             f"query_volume must have the support's rows and columns {support.shape[1:]}, "
             f"got {query.shape[1:]}: prepare both with the same spacing and size"
         )
-    masks = {}
-    for name, label, shape in (
-        ("support_label", support_label, support.shape),
-        ("query_label", query_label, query.shape),
-    ):
-        masks[name] = np.asarray(label)
-        if masks[name].shape != shape:
-            raise ValueError(f"{name} must have its volume's shape {shape}, got {label.shape}")
-        if not np.isin(masks[name], (0, 1)).all():
-            raise ValueError(f"{name} must hold 0 and 1: pick one organ, as in labels == 2")
-        if not masks[name].any():
-            raise ValueError(f"{name} must mark the organ on at least one slice, got none")
-    truth = masks["query_label"].astype(bool)
-    chosen = support_slices(masks["support_label"], n_parts)
+    mask = _organ_mask("support_label", support_label, support.shape)
+    truth = None
+    if query_label is not None:
+        truth = _organ_mask("query_label", query_label, query.shape)
+        if protocol == "organ-present" and not truth.any():
+            raise ValueError(
+                "query_label must mark the organ on at least one slice, got none: "
+                'use protocol="all-slices", or leave the label out'
+            )
+    chosen = support_slices(mask, n_parts)
     depth = (support.shape[0], query.shape[0])
     slices, partners = _pairs(chosen, truth, depth, protocol)
     weight = query.features
-    marks = torch.as_tensor(masks["support_label"].astype(np.float32)).to(weight)
+    marks = torch.as_tensor(mask.astype(np.float32)).to(weight)
     prediction = np.zeros(query.shape, dtype=bool)
     for at in range(0, len(slices), batch):
         part = slice(at, at + batch)
         z, s = (torch.as_tensor(where[part]).to(weight.device) for where in (slices, partners))
-        pred, _ = model.segment(
-            support.features[s], marks[s], query.features[z], query.thresholds[z]
-        )
+        with _evaluating(model):
+            pred, _ = model.segment(
+                support.features[s], marks[s], query.features[z], query.thresholds[z]
+            )
         prediction[slices[part]] = (pred[:, 1] > 0.5).cpu().numpy()
-    score = dice_score(prediction[slices], truth[slices])
+    score = float("nan") if truth is None else dice_score(prediction[slices], truth[slices])
     return VolumeResult(score, prediction, slices, partners)

@@ -26,13 +26,20 @@ from trialrun.fewshot._famnet_overlay import overlay, write_png
 from trialrun.fewshot._famnet_prototype import PrototypeSegmenter, prototype_map
 from trialrun.fewshot._famnet_supervoxels import supervoxels
 from trialrun.fewshot._famnet_training import SCHEDULES, Schedule, TrainingRun, train_episodes
-from trialrun.fewshot._famnet_volumes import VolumeResult, dice_score, evaluate_volume
+from trialrun.fewshot._famnet_volumes import (
+    EncodedVolume,
+    VolumeResult,
+    dice_score,
+    encode_volume,
+    evaluate_volume,
+)
 
 __all__ = [
     "LAYOUTS",
     "SCHEDULES",
     "Augmentation",
     "Bands",
+    "EncodedVolume",
     "Episode",
     "EpisodeSampler",
     "FAMNet",
@@ -49,6 +56,7 @@ __all__ = [
     "Volume",
     "VolumeResult",
     "dice_score",
+    "encode_volume",
     "evaluate_volume",
     "famnet_loss",
     "foreground_tokens",
