@@ -9,6 +9,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "d3g_pipeline.py": "accuracy at the unseen site: 0.9",
+    "famnet_volumes.py": "drawn as a PNG of 320 x 384 pixels: True",
     "hippo_stream.py": "whole sequence and single steps agree: True",
     "flt_long_sequence.py": "the last step gives what the whole gives: True",
     "mbml_stream.py": "likeliest switch before symbol 15",

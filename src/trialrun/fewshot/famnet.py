@@ -1,54 +1,74 @@
-"""Scale every channel by a learned gain.
+"""FAMNet: few-shot medical segmentation by frequency-aware matching (bo2024famnet).
 
-A draft made by ``trialrun new``: it shows the form. Put the block in place of the gain.
-Say here where it comes from: paper key, what was read, what is ours, what differs.
+Read: the digest and a description of the method with its equations; the paper itself and its
+weights were not at hand, and no author code was used. Ours: a plain `PrototypeSegmenter` as rival,
+``layout="grid"``, the choice of band weights, clamped logarithms in both losses, encoders of any
+kind, batches, the all-slice protocol, and a supervoxel step in numpy. What differs from the
+authors' scripts: features are not brought up to the mask's size (see `_famnet_bands`).
 """
 
 from __future__ import annotations
 
-from trialrun.fewshot import _famnet_stack  # noqa: F401
+from trialrun.fewshot._famnet_bands import (
+    foreground_tokens,
+    masked_average,
+    radial_masks,
+    split_bands,
+    split_token_bands,
+)
+from trialrun.fewshot._famnet_encoders import Loaded, ResNet50Dilated, SmallEncoder
+from trialrun.fewshot._famnet_episodes import Augmentation, Episode, EpisodeSampler
+from trialrun.fewshot._famnet_folders import Folder, Volume, prepare_volume, read_folder
+from trialrun.fewshot._famnet_layouts import LAYOUTS, Layout
+from trialrun.fewshot._famnet_match import Bands, FrequencyAwareMatching, MultiSpectralFusion
+from trialrun.fewshot._famnet_model import FAMNet, famnet_loss
+from trialrun.fewshot._famnet_overlay import overlay, write_png
+from trialrun.fewshot._famnet_prototype import PrototypeSegmenter, prototype_map
+from trialrun.fewshot._famnet_supervoxels import supervoxels
+from trialrun.fewshot._famnet_training import SCHEDULES, Schedule, TrainingRun, train_episodes
+from trialrun.fewshot._famnet_volumes import (
+    EncodedVolume,
+    VolumeResult,
+    dice_score,
+    encode_volume,
+    evaluate_volume,
+)
 
-# isort: split
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from trialrun.core.seeds import split
-from trialrun.core.shapes import check_axes, check_range
-
-
-class Famnet(nn.Module):
-    """Scale channels by a learned gain.
-
-    Parameters
-    ----------
-    channels : int, at least 1
-    seed : int
-        Seed of the gain, drawn evenly from [0, 1).
-
-    Raises
-    ------
-    ValueError
-        If channels is below 1, or the input has another shape.
-
-    Examples
-    --------
-    >>> Famnet(channels=3)(torch.ones(2, 5, 3)).shape
-    torch.Size([2, 5, 3])
-    """
-
-    def __init__(self, *, channels: int, seed: int = 0) -> None:
-        super().__init__()
-        check_range("channels", channels, low=1)
-        self.channels = channels
-        generator = torch.Generator().manual_seed(split(seed, "gain"))
-        self.gain = nn.Parameter(torch.rand(channels, generator=generator))
-
-    def forward(
-        self, x: Float[Tensor, "batch time channels"]
-    ) -> Float[Tensor, "batch time channels"]:
-        """Scale ``x``, whose last axis holds the channels."""
-        check_axes("x", x, ("batch", "time", "channels"))
-        if x.shape[-1] != self.channels:
-            raise ValueError(f"x must have {self.channels} channels, got {x.shape[-1]}")
-        return x * self.gain
+__all__ = [
+    "LAYOUTS",
+    "SCHEDULES",
+    "Augmentation",
+    "Bands",
+    "EncodedVolume",
+    "Episode",
+    "EpisodeSampler",
+    "FAMNet",
+    "Folder",
+    "FrequencyAwareMatching",
+    "Layout",
+    "Loaded",
+    "MultiSpectralFusion",
+    "PrototypeSegmenter",
+    "ResNet50Dilated",
+    "Schedule",
+    "SmallEncoder",
+    "TrainingRun",
+    "Volume",
+    "VolumeResult",
+    "dice_score",
+    "encode_volume",
+    "evaluate_volume",
+    "famnet_loss",
+    "foreground_tokens",
+    "masked_average",
+    "overlay",
+    "prepare_volume",
+    "prototype_map",
+    "radial_masks",
+    "read_folder",
+    "split_bands",
+    "split_token_bands",
+    "supervoxels",
+    "train_episodes",
+    "write_png",
+]

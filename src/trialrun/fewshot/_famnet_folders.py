@@ -1,0 +1,323 @@
+"""Read folders of labelled NIfTI volumes, and prepare them (bo2024famnet).
+
+DICOM is not read: convert it first (``dcm2niix -z y``), labels to the same grid. The steps and
+their defaults (window, spacing, size) are those in use for these data sets, as we know them; all
+can be changed, and `prepare_volume` is the whole of it:
+
+1. turn to the nearest axial order: (slices from the feet, rows from the front, columns), unless
+   the layout's plane is ``stored``: hearts in short axis are oblique, and stay as they were cut;
+2. clip: a window in HU for CT, the top half percent for MR;
+3. resize in the plane to ``spacing`` millimetres (bilinear; labels to the nearest);
+4. cut or pad about the middle to ``size`` x ``size``; padding takes the smallest value;
+5. subtract the volume's mean and divide by its standard deviation.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trialrun.core.errors import UsageError
+from trialrun.core.extras import need
+from trialrun.core.shapes import check_axes
+from trialrun.fewshot._famnet_layouts import LAYOUTS, Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One prepared case, arrays of shape (slices, rows, columns).
+
+    ``image`` is z-scored float32; ``labels`` holds 0, then 1, 2, ... for ``organs`` in order;
+    ``spacing`` is (slices, rows, columns) in millimetres.
+    """
+
+    case: str
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    organs: tuple[str, ...]
+    spacing: tuple[float, float, float]
+
+    def organ(self, name: str) -> NDArray[np.bool_]:
+        """Return the mask of organ ``name``.
+
+        Raises
+        ------
+        UsageError
+            Listing the organs there are.
+        """
+        if name not in self.organs:
+            raise UsageError(
+                f"{self.case} has no organ {name!r}: there are {', '.join(self.organs)}"
+            )
+        return self.labels == 1 + self.organs.index(name)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder held: ``volumes`` by case, and ``skipped`` files with the reason of each."""
+
+    volumes: tuple[Volume, ...]
+    skipped: Mapping[str, str]
+
+
+def _resize(values: NDArray, axis: int, count: int, *, nearest: bool) -> NDArray:
+    size = values.shape[axis]
+    at = ((np.arange(count) + 0.5) * size / count - 0.5).clip(0, size - 1)
+    if nearest:
+        return values.take(np.floor(at + 0.5).astype(int).clip(0, size - 1), axis=axis)
+    lower = np.floor(at).astype(int)
+    share = (at - lower).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    upper = (lower + 1).clip(max=size - 1)
+    return values.take(lower, axis=axis) * (1 - share) + values.take(upper, axis=axis) * share
+
+
+def _centred(values: NDArray, axis: int, size: int, fill: int | float) -> NDArray:
+    have = values.shape[axis]
+    if have >= size:
+        first = (have - size) // 2
+        return values.take(np.arange(first, first + size), axis=axis)
+    before = (size - have) // 2
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = (before, size - have - before)
+    return np.pad(values, padding, constant_values=fill)
+
+
+def prepare_volume(
+    image: NDArray,
+    labels: NDArray,
+    spacing: tuple[float, float, float],
+    layout: Layout,
+) -> tuple[NDArray[np.float32], NDArray, tuple[float, float, float]]:
+    """Clip, resize, cut and z-score one volume that lies in axial order already.
+
+    Parameters
+    ----------
+    image, labels : arrays of shape (slices, rows, columns)
+    spacing : triple of float
+        Of slices, rows and columns, in millimetres.
+    layout : Layout
+        Whose window, percentage, spacing and size apply.
+
+    Returns
+    -------
+    image, labels and their new spacing
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the image holds one value only.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(2, 40, 40))
+    >>> made, _, spacing = prepare_volume(image, image > 1, (5.0, 2.5, 2.5), LAYOUTS["chaos"])
+    >>> made.shape, spacing
+    ((2, 256, 256), (5.0, 1.25, 1.25))
+    """
+    check_axes("image", image, ("slices", "rows", "columns"))
+    if image.shape != labels.shape:
+        raise ValueError(f"labels must have the image's shape {image.shape}, got {labels.shape}")
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("image must be finite, got NaN or infinity")
+    if layout.window is not None:
+        values = values.clip(*layout.window)
+    if layout.top_percent:
+        values = values.clip(max=np.percentile(values, 100 - layout.top_percent))
+    out = list(spacing)
+    for axis in (1, 2):
+        if layout.spacing is not None:
+            count = max(1, round(values.shape[axis] * spacing[axis] / layout.spacing))
+            values = _resize(values, axis, count, nearest=False)
+            labels = _resize(labels, axis, count, nearest=True)
+            out[axis] = layout.spacing
+        if layout.size is not None:
+            values = _centred(values, axis, layout.size, float(values.min()))
+            labels = _centred(labels, axis, layout.size, 0)
+    spread = values.std()
+    if not spread > 0:
+        raise ValueError("image must vary, got one value everywhere")
+    scored = ((values - values.mean()) / spread).astype(np.float32)
+    return scored, labels, (out[0], out[1], out[2])
+
+
+_GRID = 1e-2
+
+
+def _stack(file: Any, plane: str) -> tuple[NDArray, tuple[float, float, float], NDArray]:
+    """Return a file's numbers as (slices, rows, columns), their spacing, and the affine."""
+    nibabel = need("nibabel", extra="brain")
+    if plane == "axial":
+        file = nibabel.as_closest_canonical(file)
+    data = np.asarray(file.dataobj)
+    if data.dtype.kind not in "biuf":
+        raise ValueError(f"voxels must be plain numbers, got {data.dtype}")
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    check_axes("volume", data, ("x", "y", "z"))
+    x, y, z = (float(size) for size in file.header.get_zooms()[:3])
+    turned = data.transpose(2, 1, 0)
+    # Canonical rows run from back to front.
+    return turned[:, ::-1] if plane == "axial" else turned, (z, y, x), file.affine
+
+
+def _check_labels(labels: NDArray, layout: Layout) -> None:
+    if not np.isfinite(labels).all():
+        raise ValueError("labels must be finite, got NaN or infinity")
+    if np.abs(labels - np.rint(labels)).max(initial=0) > _GRID:
+        raise ValueError("labels must be whole numbers, got fractions")
+    values = np.unique(np.rint(labels)).astype(np.int64)
+    marked = values[values != 0]
+    if len(marked) > 255:
+        raise ValueError(f"labels must hold at most 255 organs, got {len(marked)}")
+    known = [value for organ in layout.organs.values() for value in organ]
+    if known and len(marked) and not np.isin(marked, known).any():
+        raise ValueError(
+            f"labels must hold some of the layout's {', '.join(map(str, known))}, "
+            f"got {', '.join(map(str, marked[:8]))}"
+        )
+
+
+def _found(folder: Path, pattern: str, inside: str, only: str) -> dict[str, Path]:
+    root = folder / inside if inside else folder
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in root.rglob("*.nii*") if p.is_file()):
+        match = re.match(pattern, path.name)
+        if not match or only not in match["case"]:
+            continue
+        case = match["case"]
+        if case in found:
+            raise UsageError(
+                f"{found[case]} and {path} are both case {case!r}: name a folder that holds one, "
+                "or give patterns that tell them apart"
+            )
+        found[case] = path
+    return found
+
+
+class _Case(NamedTuple):
+    """One case whose organs have no numbers yet."""
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    spacing: tuple[float, float, float]
+
+
+def _read_case(image: Path, label: Path, layout: Layout) -> _Case:
+    nibabel = need("nibabel", extra="brain")
+    values, spacing, grid = _stack(nibabel.load(image), layout.plane)
+    marks, _, other = _stack(nibabel.load(label), layout.plane)
+    if marks.shape == values.shape:
+        apart = float(np.abs(grid - other).max())
+        if not apart <= _GRID:
+            raise ValueError(
+                f"image and label must lie on one grid, got affines {apart:g} apart: resample the "
+                "label, or give it the image's header if it was drawn on it"
+            )
+    _check_labels(marks, layout)
+    made, kept, spacing = prepare_volume(values, marks, spacing, layout)
+    return _Case(made, np.rint(kept).astype(np.int64), spacing)
+
+
+def _numbered(
+    labels: NDArray[np.int64], organs: Mapping[str, tuple[int, ...]]
+) -> NDArray[np.uint8]:
+    out = np.zeros(labels.shape, dtype=np.uint8)
+    for number, values in enumerate(organs.values(), start=1):
+        out[np.isin(labels, values)] = number
+    return out
+
+
+def read_folder(
+    folder: str | Path, layout: str | Layout = "nifti", *, only: str = "", **changes: Any
+) -> Folder:
+    """Read every labelled case of a folder; what cannot be read is skipped, counted and named.
+
+    Parameters
+    ----------
+    folder : path
+    layout : {"chaos", "btcv", "ms-cmrseg", "nifti"} or Layout
+    only : str
+        Text that a case's name must hold, such as ``LGE``.
+    **changes
+        Settings of the layout to change, such as ``size=128``.
+
+    Returns
+    -------
+    Folder
+        Without ``organs`` in the layout, every value found anywhere in the folder is an organ, so
+        that a number means the same in all volumes. An image and a label whose affines place them
+        elsewhere in the world are not paired.
+
+    Raises
+    ------
+    UsageError
+        If the layout or a setting is unknown or wrong, two files are the same case, or no labelled
+        case can be read; the sentence names a reason.
+    MissingExtra
+        If nibabel is not installed.
+
+    Examples
+    --------
+    >>> read_folder("nowhere", "chaos")
+    Traceback (most recent call last):
+    ...
+    trialrun.core.errors.UsageError: nowhere is no folder: name the one that holds the NIfTI files
+    """
+    nibabel = need("nibabel", extra="brain")
+    root = Path(folder)
+    if isinstance(layout, str):
+        if layout not in LAYOUTS:
+            raise UsageError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        layout = LAYOUTS[layout]
+    settings = [one.name for one in fields(Layout)]
+    for name in changes:
+        if name not in settings:
+            raise UsageError(f"a layout has no setting {name!r}: it has {', '.join(settings)}")
+    try:
+        layout = replace(layout, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not root.is_dir():
+        raise UsageError(f"{folder} is no folder: name the one that holds the NIfTI files")
+    images = _found(root, layout.image, layout.folders[0], only)
+    labels = _found(root, layout.label, layout.folders[1], only)
+    if only and not images:
+        raise UsageError(f"{folder} must hold a case whose name has {only!r} (only), got none")
+    skipped: dict[str, str] = {}
+    cases: dict[str, _Case] = {}
+    broken = (
+        OSError, EOFError, TypeError, ValueError, zlib.error,
+        nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
+        nibabel.orientations.OrientationError,
+    )  # fmt: skip
+    for case, path in images.items():
+        if case not in labels:
+            skipped[path.name] = "it has no label file"
+            continue
+        try:
+            cases[case] = _read_case(path, labels[case], layout)
+        except broken as error:
+            skipped[path.name] = str(error).partition("\n")[0]
+    if not cases:
+        first = next((f": {name}: {why}" for name, why in skipped.items()), "")
+        raise UsageError(
+            f"{folder} must hold images with labels as {layout.image} and {layout.label}, "
+            f"got {len(images)} images and {len(labels)} labels, none readable{first}"
+        )
+    values = np.unique(np.concatenate([np.unique(one.labels) for one in cases.values()]))
+    organs = layout.organs or {str(v): (v,) for v in values.tolist() if v > 0}
+    if len(organs) > 255:
+        raise UsageError(f"{folder} must hold at most 255 organs, got {len(organs)}")
+    volumes = (
+        Volume(case, one.image, _numbered(one.labels, organs), tuple(organs), one.spacing)
+        for case, one in cases.items()
+    )
+    return Folder(tuple(volumes), skipped)
