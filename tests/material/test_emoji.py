@@ -126,7 +126,7 @@ def test_sub_categories_can_be_chosen(emoji, folder):
     some = load_emoji(size=16, subgroups=("drink", "hotel"), cache=folder)
     rows = [i for i, name in enumerate(emoji.subgroups) if name in ("drink", "hotel")]
     np.testing.assert_array_equal(some.images, emoji.images[rows])
-    with pytest.raises(UsageError, match="subgroups must be different names .* got 'soup'"):
+    with pytest.raises(UsageError, match=r"subgroups must be different names .* got 'soup'"):
         load_emoji(size=16, subgroups=("soup",))
 
 

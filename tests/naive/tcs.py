@@ -40,15 +40,14 @@ def naive_head(g, A, mu, U, m, W, b):
     for i in range(B):
         f = []
         for t in range(Dt):
-            f.append(
-                sum(g[i, s] * A[s, t] for s in range(g.shape[1])) if A is not None else g[i, t]
-            )
+            f.append(sum(g[i, s] * A[s, t] for s in range(g.shape[1])))
         c = []
         for j in range(d):
             c.append(sum((f[t] - mu[t]) * U[j, t] for t in range(Dt)))
-        out.append(
-            torch.stack([b[k] + sum(m[j] * c[j] * W[k, j] for j in range(d)) for k in range(C)])
-        )
+        logits = []
+        for k in range(C):
+            logits.append(b[k] + sum(m[j] * c[j] * W[k, j] for j in range(d)))
+        out.append(torch.stack(logits))
     return torch.stack(out)
 
 
@@ -70,7 +69,7 @@ def naive_lsh(student, teacher, H, table, l2, right=None):
             z = student[i] @ H[:, k] + bias[k]
             bit = 1.0 if float(teacher[i] @ H[:, k]) + bias[k] > 0 else 0.0
             # The log of the logistic function, without overflow at either end.
-            log_p = -torch.log1p(torch.exp(-z)) if float(z) > 0 else z - torch.log1p(torch.exp(z))
+            log_p = -torch.log1p(torch.exp(-z)) if z.item() > 0 else z - torch.log1p(torch.exp(z))
             log_q = log_p - z
             loss = loss - (bit * log_p + (1 - bit) * log_q) / n_hashes
         if l2:

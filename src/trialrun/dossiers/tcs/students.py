@@ -6,6 +6,7 @@ as many steps; arms differ in the head and in what is added to the cross-entropy
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -82,7 +83,10 @@ def coordinates(lesson: Lesson, kind: str, seed: int, axes: int = AXES) -> Tailo
     fit = TailoredCoordinates(
         n_components=count, basis=basis, random_state=split(seed, "b") % 2**32
     )
-    return fit.fit(table.get(kind, lesson.features))
+    with warnings.catch_warnings():
+        # A few shots are one of the points, and the same for every arm.
+        warnings.simplefilter("ignore", FewRowsWarning)
+        return fit.fit(table.get(kind, lesson.features))
 
 
 def probe(lesson: Lesson) -> tuple[Tensor, Tensor]:
@@ -281,10 +285,15 @@ def accuracy(ctx: Context, pupil: Pupil, world: World) -> float:
     return 100 * float(np.mean(each))
 
 
-def learn(ctx: Context, world: World, lesson: Lesson, arm: str) -> float:
-    """Train the student of one arm and return its accuracy."""
-    pupil = ARMS[arm](ctx, lesson)
+def train(ctx: Context, pupil: Pupil, lesson: Lesson) -> None:
+    """Do all the steps of a budget."""
     step = stepper(ctx, pupil, lesson)
     for _ in range(size(ctx).steps):
         step()
+
+
+def learn(ctx: Context, world: World, lesson: Lesson, arm: str) -> float:
+    """Train the student of one arm and return its accuracy."""
+    pupil = ARMS[arm](ctx, lesson)
+    train(ctx, pupil, lesson)
     return accuracy(ctx, pupil, world)

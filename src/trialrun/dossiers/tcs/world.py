@@ -136,7 +136,7 @@ def read_on(on: On, budget: TCSBudget) -> ClassFolders:
     return read_class_folders(on.path, size=budget.size, least=least)
 
 
-def _own_world(ctx: Context, on: On) -> World:
+def _own_world(ctx: Context, on: On, *, everything: bool) -> World:
     found = read_on(on, size(ctx))
     random = rng(ctx.seed, "own items")
     train, test = [], []
@@ -144,7 +144,7 @@ def _own_world(ctx: Context, on: On) -> World:
         own = random.permutation(np.flatnonzero(found.labels == label))
         held = max(round(HELD_OUT * len(own)), 1)
         test.append(own[:held])
-        train.append(own[held:])
+        train.append(own if everything else own[held:])
     rows, held_rows = np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
     images, labels = as_tensor(found.images)[:, None], torch.from_numpy(found.labels)
     return World(
@@ -153,9 +153,9 @@ def _own_world(ctx: Context, on: On) -> World:
     )  # fmt: skip
 
 
-def make_world(ctx: Context) -> World:
-    """Make the world of one seed."""
-    return _emoji_world(ctx) if ctx.on is None else _own_world(ctx, ctx.on)
+def make_world(ctx: Context, *, everything: bool = False) -> World:
+    """Make the world of one seed; ``everything`` trains on the user's test pictures as well."""
+    return _emoji_world(ctx) if ctx.on is None else _own_world(ctx, ctx.on, everything=everything)
 
 
 def check_on(ctx: Context) -> None:
