@@ -23,7 +23,14 @@ from trialrun.claims.contract import Context
 from trialrun.core.seeds import rng, split
 from trialrun.dossiers.tcs.nets import WIDTH, augment, generator, make_student, rates
 from trialrun.dossiers.tcs.world import World, size
-from trialrun.fewshot.tcs import ELSHLoss, LSHLoss, TailoredCoordinates, Tailoring, TCSHead
+from trialrun.fewshot.tcs import (
+    ELSHLoss,
+    FewRowsWarning,
+    LSHLoss,
+    TailoredCoordinates,
+    Tailoring,
+    TCSHead,
+)
 
 AXES = 32
 """Axes of every coordinate system, a quarter of the teacher's features: with all of them a basis
