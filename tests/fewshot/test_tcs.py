@@ -214,6 +214,14 @@ def test_a_head_can_be_copied_after_a_forward_pass():
     torch.testing.assert_close(copy.deepcopy(head)(drawn(2, 4)), head(drawn(2, 4)))
 
 
+def test_a_head_is_captured_whole_by_the_compiler(no_annotation_checks):
+    coords = TailoredCoordinates(n_components=3).fit(features())
+    head, x = TCSHead(4, coords, 3), drawn(5, 4).float()
+    compiled = torch.compile(head, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), head(x))
+    assert head.features_.shape == (5, 3)
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [

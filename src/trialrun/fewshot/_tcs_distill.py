@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,13 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng, split
 from trialrun.fewshot._tcs_coords import TailoredCoordinates
-from trialrun.fewshot._tcs_features import cache_features, evaluating, features_of, read_features
+from trialrun.fewshot._tcs_features import (
+    cache_features,
+    evaluating,
+    features_of,
+    pass_features,
+    read_features,
+)
 from trialrun.fewshot._tcs_head import Tailoring, TCSHead
 from trialrun.fewshot._tcs_losses import ELSHLoss
 
@@ -175,10 +180,7 @@ def _teacher_features(
     if isinstance(teacher, nn.Module):
         if folder is not None:
             return read_features(cache_features(teacher, once, folder, count=count, **how))
-        with tempfile.TemporaryDirectory() as scratch:
-            return np.array(
-                read_features(cache_features(teacher, once, scratch, count=count, **how))
-            )
+        return pass_features(teacher, once, **how)
     features = read_features(teacher) if isinstance(teacher, str | Path) else np.asarray(teacher)
     if features.ndim != 2 or len(features) != count:
         raise UsageError(

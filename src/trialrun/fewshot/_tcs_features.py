@@ -154,6 +154,26 @@ def _images_of(batch: Any) -> Tensor:
     return images
 
 
+def pass_features(
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    *,
+    layer: str | None = None,
+    pool: str = "mean",
+    device: str | torch.device = "cpu",
+) -> NDArray[np.float32]:
+    """Run a teacher once over all images and return its features (images, width) from memory.
+
+    Settings and errors are those of `cache_features`.
+    """
+    give = features_of(teacher, layer, pool=pool)
+    with evaluating(teacher):
+        rows = [give(_images_of(batch).to(device)).float().cpu() for batch in batches]
+    if not rows:
+        raise UsageError("the teacher needs at least one batch of images, got none")
+    return torch.cat(rows).numpy()
+
+
 def cache_features(
     teacher: nn.Module,
     batches: Iterable[Any],

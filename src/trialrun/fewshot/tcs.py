@@ -24,6 +24,7 @@ from trialrun.fewshot._tcs_features import (
     cache_features,
     features_of,
     layer_named,
+    pass_features,
     read_features,
 )
 from trialrun.fewshot._tcs_head import Tailoring, TCSHead
@@ -43,5 +44,6 @@ __all__ = [
     "few_shots",
     "labels_of",
     "layer_named",
+    "pass_features",
     "read_features",
 ]
