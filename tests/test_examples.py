@@ -17,6 +17,7 @@ PROMISED = {
     "moxin_recipe.py": "went on at step 30 of 80, in phase long",
     "moxin_data.py": "reading test: 100.0% of 1 items found",
     "ntkeval_kernel.py": "the model is as it was, bit for bit: True",
+    "tcs_distill.py": "8 of 12 axes remain",
     "rerope_long_context.py": "after leaving, the same bits: True",
 }
 
