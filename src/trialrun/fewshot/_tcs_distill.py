@@ -208,7 +208,7 @@ def _whole(student: nn.Module, layer: str | None, head: TCSHead, pool: str) -> n
             model.reset_classifier(head.n_classes)
         own = model.get_classifier()
         if isinstance(own, nn.Linear) and own.weight.shape == linear.weight.shape:
-            own.load_state_dict(linear.state_dict())
+            own.to(linear.weight.device).load_state_dict(linear.state_dict())
             return student.eval()
     return _WithClassifier(student, layer, linear, pool).eval()
 

@@ -7,6 +7,7 @@ either. Labels are Unicode's sub-categories; the teacher never sees them.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,7 +165,7 @@ def check_on(ctx: Context) -> None:
         raise UsageError("tcs takes pictures of your own with --on FOLDER, not a model")
     said = read_on(ctx.on, size(ctx)).said()
     if said:
-        print(f"trialrun: {said}")
+        print(f"trialrun: {said}", file=sys.stderr)
 
 
 def resplit(_: Context) -> float:
