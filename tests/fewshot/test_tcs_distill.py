@@ -81,6 +81,18 @@ def test_the_same_seed_gives_the_same_student_and_global_state_is_left_alone():
     assert torch.equal(*outputs)
 
 
+def test_the_teachers_features_do_in_its_place(tmp_path):
+    x, y = pictures()
+    path = cache_features(network(7), x.split(16), tmp_path, count=48)
+    outputs = []
+    for teacher in (network(7), path, read_features(path)):
+        loader = loader_of(x, y, shuffle=True)
+        made = distill(network(5), teacher, loader, epochs=2, n_components=3)
+        outputs.append(made.model(x))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
 def test_tailoring_leaves_as_many_axes_as_asked_for():
     x, y = pictures()
     plan = Tailoring(keep=2, every=1)

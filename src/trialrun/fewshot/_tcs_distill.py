@@ -170,7 +170,9 @@ def _loaders(
             f"plain must hold the same {len(whole)} images as the loader, got {len(seen)}"
         )
     seen = seen if len(chosen) == len(seen) else Subset(seen, chosen.tolist())
-    once = DataLoader(seen, collate_fn=loader.collate_fn, generator=order, **same)
+    # A generator of its own: whether the teacher runs must not change the order of the batches.
+    apart = torch.Generator().manual_seed(split(seed, "pass"))
+    once = DataLoader(seen, collate_fn=loader.collate_fn, generator=apart, **same)
     return train, once
 
 
