@@ -83,15 +83,14 @@ def own(tmp_path):
     return tmp_path
 
 
-def test_own_pictures_are_split_and_kept_as_a_student_that_loads(own, tmp_path, capsys):
+def test_own_pictures_are_split_and_kept_as_a_student_that_loads(own, tmp_path_factory, capsys):
     (own / "a" / "bad.png").write_bytes(b"nothing")
     ctx = context(on=On("images", str(own)))
     check_on(ctx)
     assert "1 files could not be read as pictures and were skipped" in capsys.readouterr().err
     world = make_world(ctx)
     assert (len(world.train), len(world.test), world.classes) == (8, 4, 2)
-    folder = tmp_path / "kept"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("kept")
     names: dict = {}
     exec(claim.keep(ctx, folder), names)
     assert names["model"].eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
