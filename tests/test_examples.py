@@ -21,6 +21,7 @@ PROMISED = {
     "pic2word_search.py": "a contact sheet was drawn: True",
     "ntkeval_kernel.py": "the model is as it was, bit for bit: True",
     "ssl_interplay_diagnosis.py": "components alive at lambda 0.08: 2 of 6",
+    "tcs_distill.py": "8 of 12 axes remain",
     "rerope_long_context.py": "after leaving, the same bits: True",
     "svasp_styles.py": "5-way 1-shot on new letters, light on dark: ",
 }

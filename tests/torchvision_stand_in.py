@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import ClassVar
 
 
 class _Empty(type):
@@ -22,7 +23,7 @@ class _Empty(type):
 
 
 class _StandIn(types.ModuleType):
-    __path__ = []
+    __path__: ClassVar[list[str]] = []
     __version__ = "0.0"
 
     def __getattr__(self, name):

@@ -122,6 +122,14 @@ def test_a_limit_is_spread_over_sub_categories(emoji, folder):
     assert other.code_points != few.code_points
 
 
+def test_sub_categories_can_be_chosen(emoji, folder):
+    some = load_emoji(size=16, subgroups=("drink", "hotel"), cache=folder)
+    rows = [i for i, name in enumerate(emoji.subgroups) if name in ("drink", "hotel")]
+    np.testing.assert_array_equal(some.images, emoji.images[rows])
+    with pytest.raises(UsageError, match=r"subgroups must be different names .* got 'soup'"):
+        load_emoji(size=16, subgroups=("soup",))
+
+
 def test_taking_some_keeps_their_order(emoji):
     some = emoji.take([5, 2])
     assert some.code_points == (emoji.code_points[5], emoji.code_points[2])

@@ -2,5 +2,5 @@
 
 from trialrun.core.extras import need
 
-for _package in ("torch", "safetensors", "jaxtyping"):
+for _package in ("torch", "sklearn", "safetensors", "jaxtyping"):
     need(_package, extra="fewshot")

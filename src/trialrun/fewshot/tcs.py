@@ -1,7 +1,16 @@
-"""Scale every channel by a learned gain.
+"""TCS: train a student in a frozen teacher's coordinate system (zhou2024tcs, wang2021lshfm).
 
-A draft made by ``trialrun new``: it shows the form. Put the block in place of the gain.
-Say here where it comes from: paper key, what was read, what is ours, what differs.
+Read: the digest of arXiv:2412.09388, a third-party summary of it, and what the authors' group made
+public of the earlier LSH feature mimicking; not the full paper, and no code of TCS was found. From
+the paper: one pass of a frozen self-supervised teacher over the training images, the principal axes
+of its features as a fixed coordinate system for the student's classifier, axes taken away while the
+student learns, few-shot use, and a hashing loss in those coordinates where the teacher knows the
+task.
+
+Ours, because no source at hand tells: the number of axes by default, the adapter between widths
+and its start at the identity, what an axis is scored by and when axes go (three scores are
+offered), a median bias in the teacher's coordinates, and packed bits. The head folds into one
+linear layer, exactly.
 """
 
 from __future__ import annotations
@@ -9,46 +18,32 @@ from __future__ import annotations
 from trialrun.fewshot import _tcs_stack  # noqa: F401
 
 # isort: split
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from trialrun.fewshot._tcs_coords import FewRowsWarning, TailoredCoordinates
+from trialrun.fewshot._tcs_distill import Distilled, distill, few_shots, labels_of
+from trialrun.fewshot._tcs_features import (
+    cache_features,
+    features_of,
+    layer_named,
+    pass_features,
+    read_features,
+)
+from trialrun.fewshot._tcs_head import Tailoring, TCSHead
+from trialrun.fewshot._tcs_losses import ELSHLoss, LSHLoss
 
-from trialrun.core.seeds import split
-from trialrun.core.shapes import check_axes, check_range
-
-
-class Tcs(nn.Module):
-    """Scale channels by a learned gain.
-
-    Parameters
-    ----------
-    channels : int, at least 1
-    seed : int
-        Seed of the gain, drawn evenly from [0, 1).
-
-    Raises
-    ------
-    ValueError
-        If channels is below 1, or the input has another shape.
-
-    Examples
-    --------
-    >>> Tcs(channels=3)(torch.ones(2, 5, 3)).shape
-    torch.Size([2, 5, 3])
-    """
-
-    def __init__(self, *, channels: int, seed: int = 0) -> None:
-        super().__init__()
-        check_range("channels", channels, low=1)
-        self.channels = channels
-        generator = torch.Generator().manual_seed(split(seed, "gain"))
-        self.gain = nn.Parameter(torch.rand(channels, generator=generator))
-
-    def forward(
-        self, x: Float[Tensor, "batch time channels"]
-    ) -> Float[Tensor, "batch time channels"]:
-        """Scale ``x``, whose last axis holds the channels."""
-        check_axes("x", x, ("batch", "time", "channels"))
-        if x.shape[-1] != self.channels:
-            raise ValueError(f"x must have {self.channels} channels, got {x.shape[-1]}")
-        return x * self.gain
+__all__ = [
+    "Distilled",
+    "ELSHLoss",
+    "FewRowsWarning",
+    "LSHLoss",
+    "TCSHead",
+    "TailoredCoordinates",
+    "Tailoring",
+    "cache_features",
+    "distill",
+    "features_of",
+    "few_shots",
+    "labels_of",
+    "layer_named",
+    "pass_features",
+    "read_features",
+]

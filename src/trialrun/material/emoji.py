@@ -188,6 +188,7 @@ def load_emoji(
     styles: Sequence[str] = ("openmoji", "twemoji", "noto-line"),
     *,
     size: int = 32,
+    subgroups: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -200,18 +201,20 @@ def load_emoji(
         The last two have to be pulled first.
     size : int, 8 to 512
         Side of a picture in pixels.
+    subgroups : names, optional
+        Load only these of Unicode's sub-categories, such as ``animal-mammal``.
     limit : int, optional
         Load only so many code points, drawn evenly over sub-categories.
     seed : int
         Which code points ``limit`` leaves; the whole set does not depend on it.
     cache : path, optional
-        Where drawn pictures are kept; None is the user's cache folder. A set with a limit is read
-        from there too but not written.
+        Where drawn pictures are kept; None is the user's cache folder. A part of a set, by
+        sub-category or limit, is read from there too but not written.
 
     Raises
     ------
     UsageError
-        If a style is unknown, or a size or limit out of range.
+        If a style or sub-category is unknown, or a size or limit out of range.
     MissingExtra
         If a package of the extra ``pictures`` is missing.
     NotRunnable
@@ -228,15 +231,19 @@ def load_emoji(
     for name in chosen:
         style_named(name).versions()
     shared = [entry for entry in listed() if all(_is_drawn(entry.text, s) for s in chosen)]
+    if subgroups is not None:
+        known = tuple(dict.fromkeys(entry.subgroup for entry in shared))
+        wanted = check_names("subgroups", subgroups, known)
+        shared = [entry for entry in shared if entry.subgroup in wanted]
     check_limit(limit, len(shared), "code points")
     if limit is not None:
-        subgroups = [entry.subgroup for entry in shared]
-        shared = [shared[i] for i in spread(subgroups, limit, rng(seed, "emoji limit"))]
+        labels = [entry.subgroup for entry in shared]
+        shared = [shared[i] for i in spread(labels, limit, rng(seed, "emoji limit"))]
     if not shared:
         raise UsageError(f"no emoji is drawn in all of the styles {', '.join(chosen)}")
     texts, groups, subgroups_, english, chinese = zip(*shared)
-    folder = folder_of(cache)
-    pictures = [_drawn(n, texts, int(size), folder, all_of_it=limit is None) for n in chosen]
+    folder, everything = folder_of(cache), limit is None and subgroups is None
+    pictures = [_drawn(n, texts, int(size), folder, all_of_it=everything) for n in chosen]
     return EmojiSet(
         images=np.stack(pictures, axis=1),
         code_points=texts,
