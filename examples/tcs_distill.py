@@ -18,7 +18,8 @@ def network(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(),
         nn.Conv2d(width, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(width, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
 
 
