@@ -17,7 +17,7 @@ from trialrun.core.errors import NotRunnable
 from trialrun.material import packs
 from trialrun.material.packs import Pack, Say, cache_root, check_sha256, find_pack
 
-_PICTURES = ("emoji", "glyphs")
+_EXTRAS = {"emoji": "pictures", "glyphs": "pictures", "brain": "brain", "brain-atlas": "brain"}
 
 
 def pull_command(name: str) -> str:
@@ -28,8 +28,8 @@ def pull_command(name: str) -> str:
     UsageError
         If no pack has the name.
     """
-    if name in _PICTURES:
-        return "pip install 'trialrun[pictures]'"
+    if name in _EXTRAS:
+        return f"pip install 'trialrun[{_EXTRAS[name]}]'"
     return packs.pull_command(name)
 
 
