@@ -109,7 +109,7 @@ def pull_pack(name: str, *, say: Say = lambda _: None) -> Path:
         If the cache cannot be written; nothing half-made is left.
     """
     pack = find_pack(name)
-    if name in _PICTURES and not packs.is_present(name):
+    if name in _EXTRAS and not packs.is_present(name):
         raise NotRunnable(f"{name} comes with an extra: run {pull_command(name)}")
     if pack.way != "npm" or packs.is_present(name):
         return packs.pull_pack(name, say=say)
