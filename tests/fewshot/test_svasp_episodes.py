@@ -152,6 +152,8 @@ def test_crops_show_the_stated_share_of_the_picture():
     assert (whole[0].mean() - both.mean()).abs() < 0.05
     with pytest.raises(ValueError, match="area must be two shares"):
         random_crops(both, 1, area=(0.5, 0.2))
+    with pytest.raises(ValueError, match="at least one picture"):
+        random_crops(both[:0])
 
 
 def test_jitter_and_pseudo_queries_stay_in_range_and_vary():

@@ -47,7 +47,8 @@ def nearest_prototype(support: Tensor, query: Tensor) -> Tensor:
     """
     prototypes = support.squeeze(-2) if support.shape[-2] == 1 else support.mean(dim=-2)
     half = prototypes.square().sum(-1, keepdim=True) / 2
-    return torch.matmul(prototypes, query.mT).sub_(half).argmax(dim=-2)
+    # Over this axis the kernel of max is many times as fast as that of argmax.
+    return torch.matmul(prototypes, query.mT).sub_(half).max(dim=-2).indices
 
 
 class ProtoNetHead(nn.Module):

@@ -62,6 +62,8 @@ def random_crops(
     """
     check_axes("x", x, _AXES)
     check_range("crops", crops, low=1)
+    if not len(x):
+        raise ValueError(f"x must hold at least one picture, got shape {tuple(x.shape)}")
     low, high = area
     if not 0 < low <= high <= 1:
         raise ValueError(f"area must be two shares with 0 < low <= high <= 1, got {area}")
