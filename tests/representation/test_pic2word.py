@@ -357,7 +357,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_a_checkpoint_knows_its_pictures_clip_and_mapper(tmp_path, changed, said):
     file, training = tmp_path / "run.safetensors", WordTraining(epochs=1, batch_size=5)
 
-    def fit(features=draw(12, 12), clip=False, hidden=5, dropout=0.1, **more):
+    own = draw(12, 12)
+
+    def fit(features=own, clip=False, hidden=5, dropout=0.1, **more):
         used = tiny()
         if clip:
             used.model.ln_final.weight.data.mul_(1.5)
@@ -494,7 +496,7 @@ def test_a_file_that_is_no_mapper_is_refused(tmp_path):
         ImageToWord.load(file)
     for junk in (b"", b"junk", b"PK\x03\x04", b"\x80\x02}q\x00", bytes(range(256))):
         file.write_bytes(junk)
-        with pytest.raises(UsageError, match="cannot be read as weights|must hold"):
+        with pytest.raises(UsageError, match=r"cannot be read as weights|must hold"):
             ImageToWord.load(file)
     with pytest.raises(UsageError, match=r"must end in \.safetensors"):
         ImageToWord(3, 3).save(tmp_path / "mapper.bin")
