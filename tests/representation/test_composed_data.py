@@ -312,7 +312,7 @@ def test_a_star_in_a_caption_is_no_picture(tmp_path, clip, mapper):
     assert evaluate_cirr(clip, PREPARE, mapper, data, ks=(1,)).queries == 1
 
 
-def test_ks_are_checked_before_pictures_are_encoded(tmp_path, clip, mapper):
+def test_ks_are_checked_before_pictures_are_encoded(tmp_path, clip, mapper, no_annotation_checks):
     make_cirr(tmp_path)
     for ks in ((), (0,), (1.5,)):
         with pytest.raises(ValueError, match="ks must be whole numbers from 1 on"):

@@ -357,9 +357,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_a_checkpoint_knows_its_pictures_clip_and_mapper(tmp_path, changed, said):
     file, training = tmp_path / "run.safetensors", WordTraining(epochs=1, batch_size=5)
 
-    drawn = draw(12, 12)
+    own = draw(12, 12)
 
-    def fit(features=drawn, clip=False, hidden=5, dropout=0.1, **more):
+    def fit(features=own, clip=False, hidden=5, dropout=0.1, **more):
         used = tiny()
         if clip:
             used.model.ln_final.weight.data.mul_(1.5)

@@ -154,6 +154,10 @@ def _say(skipped: Sequence[tuple[str, str]], asked: int) -> None:
         )
 
 
+def _named(picture: Any) -> str:
+    return str(getattr(picture, "name", None) or picture)
+
+
 def embed_pictures(
     clip: Clip,
     preprocess: Callable[[Any], Tensor],
@@ -202,11 +206,10 @@ def embed_pictures(
             waiting.append(preprocess(opened))
             kept.append(i)
         except UnicodeEncodeError:
-            name = str(picture).encode(errors="surrogateescape").decode(errors="backslashreplace")
-            skipped.append((name, "its name is not UTF-8"))
+            name = _named(picture).encode(errors="surrogateescape")
+            skipped.append((name.decode(errors="backslashreplace"), "its name is not UTF-8"))
         except OSError as error:
-            name = getattr(picture, "name", None) or str(picture)
-            skipped.append((str(name), str(error)))
+            skipped.append((_named(picture), str(error)))
         if len(waiting) >= batch_size:
             flush()
             if tick:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from trialrun.core.errors import UsageError
 from trialrun.representation._pic2word_adapters import as_clip
-from trialrun.representation._pic2word_compose import compose_features, mixture, text_only, unit
+from trialrun.representation._pic2word_baselines import mixture
+from trialrun.representation._pic2word_compose import compose_features, text_only, unit
 from trialrun.representation._pic2word_pictures import embed_pictures
 from trialrun.representation.composed_data import Cirr, Coco, DomainPictures, FashionIq
 from trialrun.representation.retrieval import (

@@ -26,14 +26,16 @@ from torch import Tensor, nn
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_range
 from trialrun.representation._pic2word_adapters import as_clip
+from trialrun.representation._pic2word_baselines import (
+    mixture,
+    nearest_words,
+    weighted_mixture,
+)
 from trialrun.representation._pic2word_clip import STAR, Clip
 from trialrun.representation._pic2word_compose import (
     compose,
     compose_features,
-    mixture,
-    nearest_words,
     text_only,
-    weighted_mixture,
 )
 from trialrun.representation._pic2word_fit import (
     WordFit,
