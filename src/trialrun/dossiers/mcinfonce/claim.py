@@ -2,7 +2,8 @@
 
 Everything is measured on held-out inputs whose true posteriors are known. Directions are compared
 after a rotation or reflection fitted on other inputs. Arms of one world share phase 1, controls
-included, so that they differ in what gives the concentration and in nothing else.
+included, so that they differ in what gives the concentration and in nothing else. Phase 1 has two
+starts, and the loss on held-out pairs chooses between them, in every world alike.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trialrun.claims.contract import Arm, Context, Measurement, Trial
 from trialrun.core.seeds import split
 from trialrun.dossiers.mcinfonce.training import (
     McBudget,
-    make_encoder,
+    make_starts,
     make_world,
     raw_length,
     train_kappa,
@@ -74,10 +75,12 @@ def train_world(ctx: Context, folder: Path, *, world: str) -> None:
         made.inputs(size.scored, seed=split(ctx.seed, "aligned on")),
         made.inputs(size.scored, _DRAWS, seed=split(ctx.seed, "scored on")),
     )
-    start = make_encoder(size, made, ctx.seed, ctx.device)
-    train_mu(start, size, made, ctx.seed, point=world == "infonce")
+    starts = make_starts(size, made, ctx.seed, ctx.device)
+    start, kept, losses = train_mu(starts, size, made, ctx.seed, point=world == "infonce")
     found = score(start, rows, "start")
     before = {f"{name} before phase 2": found[name] for name in ("rank", "coverage", "error")}
+    before["start kept"] = kept + 1.0
+    before |= {f"held-out loss of start {i}": value for i, value in enumerate(losses, 1)}
     scores = {}
     for arm in _ARMS_OF[world]:
         encoder = copy.deepcopy(start)

@@ -1,15 +1,20 @@
 """How the claims train encoders: mu first, then kappa with mu at rest.
 
 Ours, not the paper's: phase 1 raises the loss's concentration from 1 to its value. Started at once
-with the full value, encoders often kept the sphere folded in development runs.
+with the full value, encoders often kept the sphere folded in development runs. Phase 1 also has two
+starts; after part of it the one with the lower loss on held-out pairs goes on. They are compared
+while the concentration is low and the loss sees the whole sphere: at the full value a folded sphere
+can have the lower loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +34,21 @@ from trialrun.representation.mcinfonce import (
 KAPPA = (8.0, 64.0)
 KAPPA_POS = 20.0
 WARM_UP = 0.7
+STARTS = ("encoder", "encoder again")
+"""Streams of the initial weights that phase 1 starts from."""
+
+TRIED = 0.4
+"""Share of phase 1 after which the starts are compared; within the warm-up."""
+
 _AT_ONCE = 25
+
+
+class Chosen(NamedTuple):
+    """The encoder phase 1 kept, the number of its start, and the held-out losses compared."""
+
+    encoder: VMFEncoder
+    start: int
+    losses: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +85,16 @@ def make_world(size: McBudget, seed: int, kind: str) -> VMFWorld:
     )
 
 
-def make_encoder(size: McBudget, world: VMFWorld, seed: int, device: str = "cpu") -> VMFEncoder:
+def make_starts(
+    size: McBudget, world: VMFWorld, seed: int, device: str = "cpu"
+) -> list[VMFEncoder]:
+    """Make the untrained encoders phase 1 starts from."""
+    return [make_encoder(size, world, seed, device, stream=stream) for stream in STARTS]
+
+
+def make_encoder(
+    size: McBudget, world: VMFWorld, seed: int, device: str = "cpu", *, stream: str = STARTS[0]
+) -> VMFEncoder:
     """Make an untrained encoder; its concentrations start within 16 to 32, as in the paper."""
     encoder = VMFEncoder(
         nn.Identity(),
@@ -75,7 +103,7 @@ def make_encoder(size: McBudget, world: VMFWorld, seed: int, device: str = "cpu"
         width=world.x_dim,
         hidden=(size.width, size.width),
         example_dims=1,
-        seed=split(seed, "encoder"),
+        seed=split(seed, stream),
     )
     return encoder.calibrate(world.inputs(500, seed=split(seed, "calibration")).x).to(device)
 
@@ -97,7 +125,7 @@ def _shuffled(pairs: Pairs, seed: int, step: int) -> Pairs:
     return pairs._replace(pos=pairs.pos[torch.randperm(len(pairs.pos), generator=generator)])
 
 
-def _run(
+def _updates(
     encoder: VMFEncoder,
     part: str,
     loss: nn.Module,
@@ -109,7 +137,8 @@ def _run(
     shuffled: bool = False,
     warm: bool = False,
     point: bool = False,
-) -> None:
+) -> Iterator[None]:
+    """Train a part of an encoder, one update for every step of the iterator."""
     device = str(next(encoder.parameters()).device)
     mine = [*encoder.parameters_of(part)]
     for weight in encoder.parameters():
@@ -132,6 +161,7 @@ def _run(
         loss(ref, pos, neg).backward()
         optimiser.step()
         schedule.step()
+        yield
     encoder.requires_grad_(True)
 
 
@@ -140,14 +170,54 @@ def as_point(post: VonMisesFisher) -> VonMisesFisher:
     return VonMisesFisher(post.mu, torch.full_like(post.kappa, math.inf), validate_args=False)
 
 
+@torch.no_grad()
+def held_out_loss(
+    encoder: VMFEncoder, loss: nn.Module, pairs: Pairs, *, point: bool = False
+) -> float:
+    """Return the loss on pairs as it stands, with draws that are the same at every call."""
+    device = next(encoder.parameters()).device
+    ref, pos = encoder(pairs.ref.to(device)), encoder(pairs.pos.to(device))
+    if point:
+        ref, pos = as_point(ref), as_point(pos)
+    value = float(loss.eval()(ref, pos, None))
+    loss.train()
+    return value
+
+
 def train_mu(
-    encoder: VMFEncoder, size: McBudget, world: VMFWorld, seed: int, **how: Any
-) -> VMFEncoder:
-    """Train mu with MCInfoNCE, concentrations at rest; ``point`` makes it InfoNCE."""
-    samples = 1 if how.get("point") else size.samples
-    loss = MCInfoNCELoss(KAPPA_POS, samples, rolled=size.rolled, seed=split(seed, "mu draws"))
-    _run(encoder, "mu", loss, size, world, seed, warm=True, **how)
-    return encoder
+    starts: Sequence[VMFEncoder],
+    size: McBudget,
+    world: VMFWorld,
+    seed: int,
+    *,
+    point: bool = False,
+) -> Chosen:
+    """Train mu with MCInfoNCE, concentrations at rest; ``point`` makes it InfoNCE.
+
+    All starts are trained on the same pairs for the share ``TRIED`` of the updates. The one with
+    the lowest loss on held-out pairs then goes on; the truth has no say in it.
+    """
+    tried = max(1, round(TRIED * size.steps))
+    held_out = world.pairs(size.scored, 0, seed=split(seed, "held-out pairs"))
+    runs, losses = [], []
+    for encoder in starts:
+        loss = MCInfoNCELoss(
+            KAPPA_POS,
+            1 if point else size.samples,
+            rolled=size.rolled,
+            seed=split(seed, "mu draws"),
+        )
+        run = _updates(encoder, "mu", loss, size, world, seed, warm=True, point=point)
+        _exhaust(islice(run, tried))
+        runs.append(run)
+        losses.append(held_out_loss(encoder, loss, held_out, point=point))
+    kept = min(range(len(starts)), key=losses.__getitem__)
+    _exhaust(runs[kept])
+    return Chosen(starts[kept], kept, tuple(losses))
+
+
+def _exhaust(updates: Iterator[None]) -> None:
+    deque(updates, maxlen=0)
 
 
 def train_kappa(
@@ -169,9 +239,11 @@ def train_kappa(
         loss = MCInfoNCELoss(KAPPA_POS, samples, rolled=rolled, average=average, seed=draws)
     stream = split(seed, "again") if arm in ("repeat", "single-again") else seed
     negatives = rolled if arm == "drawn" else 0
-    _run(
-        encoder, "kappa", loss, size, world, stream,
-        negatives=negatives, shuffled=arm.startswith("shuffled"),
+    _exhaust(
+        _updates(
+            encoder, "kappa", loss, size, world, stream,
+            negatives=negatives, shuffled=arm.startswith("shuffled"),
+        )
     )  # fmt: skip
     return encoder
 
