@@ -148,7 +148,8 @@ def test_the_features_lie_in_one_safetensors_file_and_are_used_again(tmp_path):
     path = cache_features(teacher, x.split(10), tmp_path, count=48)
     again = cache_features(teacher, x.split(10), tmp_path, count=48)
     assert path == again
-    assert teacher.seen == 48
+    # All images once, and the first batch again to see that the file is this teacher's.
+    assert teacher.seen == 48 + 10
     mapped = read_features(path)
     assert isinstance(mapped, np.memmap)
     with safe_open(path, "numpy") as file:
@@ -217,7 +218,7 @@ def test_a_students_named_layer_carries_the_classifier():
         ({"n_components": 8}, "n_components must be 1 to 7"),
         ({"shots": 17}, "has 16 images, fewer than the 17 shots"),
         ({"shots": 0}, "shots must be at least 1"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"mimic": -1.0}, "mimic must be at least 0"),
         ({"cut": 1}, "at least two classes, got 1"),
         ({"add": 2}, r"classes must be numbered 0, 1, ..., got \[2, 3, 4\]"),
