@@ -300,7 +300,9 @@ def test_a_sampler_that_chooses_is_refused():
 
 def test_a_frozen_mask_stays_frozen_when_it_is_loaded():
     coords = TailoredCoordinates(n_components=4).fit(features())
-    heads = [TCSHead(6, coords, 3, tailoring=Tailoring(keep=2, every=1, fraction=1.0)) for _ in "ab"]
+    heads = [
+        TCSHead(6, coords, 3, tailoring=Tailoring(keep=2, every=1, fraction=1.0)) for _ in "ab"
+    ]
     x = drawn(5, 6).float()
     heads[0](x).sum().backward()
     heads[0].accumulate_scores()

@@ -43,7 +43,7 @@ BEFORE = 64
 BETA = 6.0
 SOFT, TEMPERATURE = 0.9, 4.0
 HASHES = 512
-STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse penalties among which the teacher's probe is chosen, on training pictures alone."""
 Prepare = Callable[[Tensor], Tensor]
 Extra = Callable[[Tensor, Tensor | None, Tensor], Tensor]
@@ -137,7 +137,7 @@ def _probe(
 
     Drawings of one item are never on both sides of an inner split.
     """
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100))
     items = np.arange(len(y)) // drawings
     folds = min(3, int(np.bincount(y[::drawings]).min()))
     with warnings.catch_warnings():
