@@ -296,3 +296,42 @@ def test_a_sampler_that_chooses_is_refused():
     loader = DataLoader(data, 4, sampler=WeightedRandomSampler([1.0] * 8, 8))
     with pytest.raises(UsageError, match="got a WeightedRandomSampler"):
         distill(nn.Linear(3, 3), nn.Linear(3, 3), loader)
+
+
+def test_a_frozen_mask_stays_frozen_when_it_is_loaded():
+    coords = TailoredCoordinates(n_components=4).fit(features())
+    heads = [
+        TCSHead(6, coords, 3, tailoring=Tailoring(keep=2, every=1, fraction=1.0)) for _ in "ab"
+    ]
+    x = drawn(5, 6).float()
+    heads[0](x).sum().backward()
+    heads[0].accumulate_scores()
+    fresh = heads[0].state_dict()
+    heads[1].load_state_dict(fresh)
+    assert heads[1].mask.requires_grad
+    assert heads[0].prune(1) == 2
+    heads[1].load_state_dict(heads[0].state_dict())
+    assert not heads[1].mask.requires_grad
+    assert heads[1].prune(2) == 0
+    # Back before the removals, the mask learns again.
+    heads[1].load_state_dict(TCSHead(6, coords, 3).state_dict())
+    assert heads[1].mask.requires_grad
+
+
+@pytest.mark.parametrize("right", [torch.ones(4, 1), torch.ones(1), torch.ones(3)])
+def test_which_images_are_right_is_one_entry_an_image(right, no_annotation_checks):
+    table = torch.from_numpy(features()).float()
+    coords = TailoredCoordinates(n_components=3).fit(table.numpy())
+    with pytest.raises(ValueError, match=r"right must have shape \(4,\), one entry an image"):
+        LSHLoss(table, n_hashes=8)(table[:4], table[:4], right.bool())
+    elsh = ELSHLoss(coords, table, n_hashes=8)
+    with pytest.raises(ValueError, match=r"right must have shape \(4,\)"):
+        elsh(torch.zeros(4, 3), torch.arange(4), right.bool())
+
+
+def test_random_axes_lie_from_large_to_small_variance():
+    table = features() * np.arange(1, 7)
+    coords = TailoredCoordinates(n_components=5, basis="random", random_state=0).fit(table)
+    assert (np.diff(coords.explained_variance_) <= 0).all()
+    found = coords.transform(table).var(axis=0, ddof=1)
+    np.testing.assert_allclose(found, coords.explained_variance_, rtol=1e-9)

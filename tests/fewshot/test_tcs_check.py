@@ -1,22 +1,27 @@
 """What the check of tcs relies on: its control, its equal starts, its own material."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from trialrun.catalogue.card import parse_card
 from trialrun.claims.contract import Context, On
+from trialrun.claims.judge import apply_rule
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
 from trialrun.dossiers.tcs import claim
-from trialrun.dossiers.tcs.cost import memory
+from trialrun.dossiers.tcs.cost import memory, step_time
 from trialrun.dossiers.tcs.nets import make_teacher
-from trialrun.dossiers.tcs.students import ARMS, Lesson, probe, shuffle_features
+from trialrun.dossiers.tcs.students import ARMS, Lesson, coordinates, make_lesson, shuffle_features
 from trialrun.dossiers.tcs.world import check_on, make_world
 from trialrun.fewshot.tcs import TailoredCoordinates
 
+CARD = Path(claim.__file__).with_name("card.toml")
 BUDGET = replace(claim.TRIAL.budgets["smoke"], teacher_steps=1, steps=1)
 
 
@@ -62,7 +67,7 @@ def test_every_arm_has_a_finite_loss_that_reaches_the_student(lesson, arm):
 
 def test_a_probe_of_two_classes_has_two_rows(lesson):
     two = replace(lesson, y=lesson.y % 2, classes=2)
-    weight, bias = probe(two)
+    weight, bias = two.probed
     assert weight.shape == (2, 128)
     assert bias.shape == (2,)
 
@@ -71,6 +76,70 @@ def test_memory_is_the_same_every_time_and_grows_with_a_teacher():
     found = {arm: memory(context(), arm=arm).points["value"] for arm in ("ce", "tailored", "kd")}
     assert memory(context(), arm="ce").points["value"] == found["ce"]
     assert found["ce"] < found["tailored"] < found["kd"]
+
+
+def test_memory_names_what_the_head_adds():
+    extra = memory(context(), arm="tailored").extra
+    adapter = 128 * 128 * 4 / 1e6
+    assert extra["head's adapter, MB"] == extra["gradient of head's adapter, MB"] == adapter
+    # AdamW keeps two numbers a weight, and one count a tensor.
+    assert extra["optimiser state of head's adapter, MB"] == pytest.approx(2 * adapter + 4e-6)
+    assert extra["head's buffers, MB"] >= 128 * 32 * 4 / 1e6
+    assert memory(context(), arm="ce").extra["head's adapter, MB"] == 0
+
+
+@pytest.mark.parametrize("arm", ["kd", "lshl2"])
+def test_a_live_teacher_is_asked_before_the_student(lesson, arm):
+    pupil, order = ARMS[arm](context(), lesson), []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, module in (("teacher", lesson.teacher), ("student", pupil.student))
+    ]
+    index = torch.arange(6)
+    pupil.loss(lesson.images[index], lesson.y[index], index)
+    for hook in hooks:
+        hook.remove()
+    assert order == ["teacher", "student"]
+
+
+def test_the_teachers_pass_is_timed_warm(monkeypatch):
+    calls = []
+    monkeypatch.setattr("trialrun.dossiers.tcs.cost._no_grad_pass", lambda *_: calls.append(1))
+    step_time(context(), arm="ce")
+    assert len(calls) >= 3
+
+
+def test_letters_are_as_many_as_training_pictures():
+    full = replace(BUDGET, classes=20, shots=5)
+    world = make_world(Context(budget=full, seed=0))
+    assert len(world.foreign) == len(world.train.flatten(0, 1)) > 900
+    few = replace(world, foreign=world.foreign[:50])
+    lesson = make_lesson(context(), few, make_teacher(0).eval(), "all")
+    assert len(lesson.basis_rows) == len(lesson.foreign) == 50
+    mean = coordinates(lesson, "pca", 0, 5).mean_
+    np.testing.assert_allclose(mean, lesson.features[lesson.basis_rows].mean(0), atol=1e-5)
+    with pytest.raises(ValueError, match="equally many pictures"):
+        replace(lesson, foreign=lesson.foreign[:9])
+
+
+def test_accuracy_asks_for_more_than_distillation_and_than_shuffled_axes(tmp_path):
+    values = {"tailored": 60.0, "kd": 50.0, "shuffled-tailored": 60.5, "shuffled-again": 60.0}
+    folder = tmp_path / "school-0"
+    folder.mkdir()
+    told = {"accuracies": {a: {"all": v} for a, v in values.items()} | {"teacher": {"all": 1.0}}}
+    (folder / "accuracies.json").write_text(json.dumps({**told, "items": 3}))
+    ctx = context(prepared_root=tmp_path)
+    given = claim.beside(ctx, arm="")
+    assert given.points == {"all, beside kd": 50.0, "all, beside shuffled-again": 60.0}
+    ours = claim.beside(ctx, arm="tailored")
+    assert set(ours.points.values()) == {60.0}
+    rule = next(c.rule for c in parse_card(CARD.read_text("utf-8")).claims if c.id == "accuracy")
+    arms = {
+        name: {p: [v, v, v] for p, v in found.points.items()}
+        for name, found in (("ours", ours), ("references", given))
+    }
+    # Ten points over distillation are worth nothing where shuffled axes do as well.
+    assert apply_rule(rule, arms["ours"], arms["references"]).word == "does not hold"
 
 
 @pytest.fixture

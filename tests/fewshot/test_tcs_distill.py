@@ -1,13 +1,16 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
 from tests.torchvision_stand_in import run_with_backbones
 from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.core.seeds import rng
+from trialrun.fewshot._tcs_distill import _adamw, _loaders
 from trialrun.fewshot.tcs import (
     TailoredCoordinates,
     Tailoring,
@@ -145,7 +148,8 @@ def test_the_features_lie_in_one_safetensors_file_and_are_used_again(tmp_path):
     path = cache_features(teacher, x.split(10), tmp_path, count=48)
     again = cache_features(teacher, x.split(10), tmp_path, count=48)
     assert path == again
-    assert teacher.seen == 48
+    # All images once, and the first batch again to see that the file is this teacher's.
+    assert teacher.seen == 48 + 10
     mapped = read_features(path)
     assert isinstance(mapped, np.memmap)
     with safe_open(path, "numpy") as file:
@@ -214,7 +218,7 @@ def test_a_students_named_layer_carries_the_classifier():
         ({"n_components": 8}, "n_components must be 1 to 7"),
         ({"shots": 17}, "has 16 images, fewer than the 17 shots"),
         ({"shots": 0}, "shots must be at least 1"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"mimic": -1.0}, "mimic must be at least 0"),
         ({"cut": 1}, "at least two classes, got 1"),
         ({"add": 2}, r"classes must be numbered 0, 1, ..., got \[2, 3, 4\]"),
@@ -274,3 +278,175 @@ with torch.no_grad():
 print(made.model is student, tuple(made.model(x).shape), made.features.shape, same)
 """
     assert run_with_backbones(code).strip() == "True (8, 2) (8, 192) True"
+
+
+def kept(x, y, folder, teacher, batch_size=8, **settings):
+    loader = loader_of(x, y, batch_size=batch_size)
+    return distill(network(5), teacher, loader, epochs=1, n_components=3, cache=folder, **settings)
+
+
+def test_images_changed_after_the_first_batch_do_not_meet_old_features(tmp_path):
+    x, y = pictures(24)
+    other = x.clone()
+    other[20] += 1
+    teacher = network(7).eval()
+    for images in (x, other, x):
+        found = kept(images, y, tmp_path, teacher).features
+        np.testing.assert_allclose(found, teacher(images).detach(), atol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_structure_with_the_same_weights_does_not_meet_old_features(tmp_path):
+    x, y = pictures(24)
+
+    class Bent(nn.Module):
+        def __init__(self, bend):
+            super().__init__()
+            self.inner, self._bend = network(7), bend
+
+        def forward(self, x):
+            return self._bend(self.inner(x))
+
+    # Neither the weights nor the printed structure tell these apart, only what they give.
+    for bend in (torch.relu, torch.tanh):
+        teacher = Bent(bend).eval()
+        found = kept(x, y, tmp_path, teacher).features
+        np.testing.assert_allclose(found, teacher(x).detach(), atol=1e-5)
+
+
+def test_another_draw_of_shots_does_not_meet_old_features(tmp_path):
+    x, y = pictures(24)
+    teacher = network(7).eval()
+    for seed in range(6):
+        made = kept(x, y, tmp_path, teacher, batch_size=1, shots=3, seed=seed)
+        np.testing.assert_allclose(made.features, teacher(x[made.chosen]).detach(), atol=1e-5)
+
+
+def test_images_that_can_be_read_once_do_not_use_a_file_unseen(tmp_path):
+    x, _ = pictures(24)
+    cache_features(network(7), x.split(8), tmp_path, count=24)
+    with pytest.raises(UsageError, match="give a list or a loader, not an iterator"):
+        cache_features(network(7), iter(x.split(8)), tmp_path, count=24)
+
+
+def test_the_students_width_is_found_on_its_own_pictures():
+    x, y = pictures(24)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    large = TensorDataset(nn.functional.interpolate(x, size=16), y)
+    before = torch.get_rng_state()
+    made = distill(student, network(7), loader_of(x, y), epochs=1, n_components=3, plain=large)
+    assert torch.equal(before, torch.get_rng_state())
+    assert made.model(x).shape == (24, 3)
+
+
+def test_tailoring_that_cannot_end_in_time_is_refused():
+    x, y = pictures()
+    with pytest.raises(UsageError, match="6 axes down to 2 needs 200 steps, and there are 3"):
+        distill(
+            network(5), network(7), loader_of(x, y), epochs=1, n_components=6,
+            tailoring=Tailoring(keep=2),
+        )  # fmt: skip
+
+
+def test_the_mask_is_not_decayed():
+    x, y = pictures()
+    given = []
+
+    def mine(parameters):
+        given.extend(parameters)
+        return torch.optim.SGD(parameters, lr=0.0)
+
+    made = distill(
+        network(5), network(7), loader_of(x, y), epochs=1, n_components=3, optimiser=mine
+    )
+    assert given[-1] is made.head.mask
+    groups = _adamw(given).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+    assert groups[1]["params"][0] is made.head.mask
+
+
+def test_the_loaders_settings_are_kept(monkeypatch):
+    x, y = pictures(24)
+
+    def begin(_):
+        return None
+
+    order = torch.Generator().manual_seed(3)
+    loader = loader_of(x, y, shuffle=True, generator=order, worker_init_fn=begin, timeout=0)
+    train, once = _loaders(loader, None, np.arange(24), 0)
+    assert train.worker_init_fn is once.worker_init_fn is begin
+    assert train.generator is order
+    assert once.generator is not order
+    working = loader_of(x, y, num_workers=1, persistent_workers=True, prefetch_factor=3)
+    train, once = _loaders(working, None, np.arange(24), 0)
+    assert train.persistent_workers
+    assert once.prefetch_factor == 3
+
+
+def test_the_teacher_sees_images_that_the_loaders_collate_would_mix():
+    x, y = pictures(24)
+
+    def mix(items):
+        images = torch.stack([image for image, _ in items])
+        return (images + images.flip(0)) / 2, torch.tensor([int(y) for _, y in items])
+
+    teacher = network(7).eval()
+    made = distill(network(5), teacher, loader_of(x, y, collate_fn=mix), epochs=1, n_components=3)
+    np.testing.assert_allclose(made.features, teacher(x).detach(), atol=1e-5)
+
+
+def test_a_sampler_that_repeats_images_is_refused():
+    x, y = pictures(24)
+    data = TensorDataset(x, y)
+    for settings in ({"replacement": True}, {"num_samples": 9}):
+        loader = DataLoader(data, 8, sampler=RandomSampler(data, **settings))
+        with pytest.raises(UsageError, match="read every image once an epoch"):
+            distill(network(5), network(7), loader)
+
+
+def test_labels_pass_through_subsets_and_transforms():
+    class Folder(Augmented):
+        def target_transform(self, y):
+            return 2 - y
+
+        def __getitem__(self, i):
+            raise AssertionError("labels must not read images")
+
+    data = Folder(*pictures(6))
+    assert labels_of(data).tolist() == [2, 1, 0, 2, 1, 0]
+    assert labels_of(Subset(Subset(data, [5, 0, 1]), [2, 0])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
+        ({"y": 0.5}, "a whole number each, got labels of type float32"),
+        ({"channels": 1}, r"the student cannot take images of shape \(1, 8, 8\)"),
+        ({"teacher": np.full((48, 4), np.nan)}, "teacher features must be finite"),
+        ({"teacher": np.ones((48, 4)), "cache": "x"}, "layer and cache go with a teacher that is"),
+        ({"teacher": np.ones((48, 4)), "layer": "x"}, "layer and cache go with a teacher that is"),
+        ({"coords": 7, "n_components": 2}, "n_components goes with coords=None"),
+        ({"coords": 4}, "coords must be of the teacher's 7 features, got 4"),
+    ],
+)
+def test_more_wrong_material_is_named(change, sentence, no_annotation_checks):
+    x, y = pictures()
+    change = copy.copy(change)
+    if "y" in change:
+        y = y + change.pop("y")
+    if "channels" in change:
+        x = x[:, : change.pop("channels")]
+        change["teacher"] = rng(0, "t").normal(size=(48, 4))
+    if "coords" in change:
+        table = rng(0, "x").normal(size=(30, change["coords"]))
+        change["coords"] = TailoredCoordinates(n_components=2).fit(table)
+    given = {"teacher": network(7), "epochs": 1, **change}
+    with pytest.raises(UsageError, match=sentence):
+        distill(network(5), given.pop("teacher"), loader_of(x, y), **given)
+
+
+def test_a_teacher_that_cannot_take_the_images_is_named():
+    x, y = pictures()
+    with pytest.raises(UsageError, match=r"the teacher cannot take images of shape \(1, 8, 8\)"):
+        distill(nn.Flatten(), network(7), loader_of(x[:, :1], y), epochs=1)

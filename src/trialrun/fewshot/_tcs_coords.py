@@ -181,6 +181,8 @@ class TailoredCoordinates(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             normal = check_random_state(self.random_state).standard_normal((features, count))
             axes = np.linalg.qr(normal)[0].T
             variances = _variances_along(X, mean, axes)
+            order = np.argsort(-variances, kind="stable")
+            axes, variances = axes[order], variances[order]
         self.mean_ = mean.astype(X.dtype)
         self.components_ = fix_signs(axes[:count]).astype(X.dtype)
         self.explained_variance_ = variances[:count].astype(X.dtype)

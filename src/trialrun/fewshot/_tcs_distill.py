@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng, split
@@ -23,6 +31,7 @@ from trialrun.fewshot._tcs_features import (
     features_of,
     pass_features,
     read_features,
+    taken,
 )
 from trialrun.fewshot._tcs_head import Tailoring, TCSHead
 from trialrun.fewshot._tcs_losses import ELSHLoss
@@ -88,16 +97,36 @@ def labels_of(dataset: Any) -> NDArray[np.int64]:
     UsageError
         If items are no pairs of an image and a whole number.
     """
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
+    change = getattr(dataset, "target_transform", None)
     for name in ("targets", "labels"):
         found = getattr(dataset, name, None)
-        if found is not None and len(found) == len(dataset):
-            return np.asarray(found, dtype=np.int64)
+        if found is not None and not callable(found) and len(found) == len(dataset):
+            told = found if change is None else [change(y) for y in _listed(found)]
+            return _whole_numbers(told)
     if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) > 1:
-        return dataset.tensors[1].numpy().astype(np.int64)
+        return _whole_numbers(dataset.tensors[1])
     try:
-        return np.array([int(dataset[i][1]) for i in range(len(dataset))], np.int64)
-    except (TypeError, ValueError, IndexError) as error:
+        told = [dataset[i][1] for i in range(len(dataset))]
+        told = [y.item() if isinstance(y, Tensor) else y for y in told]
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UsageError(f"items must be pairs of image and class number ({error})") from error
+    return _whole_numbers(told)
+
+
+def _listed(found: Any) -> list[Any]:
+    return found.tolist() if hasattr(found, "tolist") else list(found)
+
+
+def _whole_numbers(found: Any) -> NDArray[np.int64]:
+    table = np.asarray(found.cpu() if isinstance(found, Tensor) else found)
+    if table.ndim != 1 or (len(table) and table.dtype.kind not in "iu"):
+        raise UsageError(
+            "items must be pairs of image and class number, a whole number each, got labels of "
+            f"type {table.dtype} and shape {table.shape}: turn them into integers of shape (n,)"
+        )
+    return table.astype(np.int64)
 
 
 def few_shots(labels: Sequence[int] | NDArray, shots: int, *, seed: int = 0) -> NDArray[np.int64]:
@@ -139,6 +168,10 @@ def few_shots(labels: Sequence[int] | NDArray, shots: int, *, seed: int = 0) -> 
     return np.sort(np.concatenate(picked)) if picked else np.zeros(0, np.int64)
 
 
+_KEPT = ("batch_size", "num_workers", "worker_init_fn", "pin_memory", "timeout")
+_KEPT_OF_WORKERS = ("persistent_workers", "prefetch_factor", "multiprocessing_context")
+
+
 def _loaders(
     loader: DataLoader, plain: Any, chosen: NDArray[np.int64], seed: int
 ) -> tuple[DataLoader, DataLoader]:
@@ -150,10 +183,19 @@ def _loaders(
             f"loader must shuffle or keep the order, got a {type(loader.sampler).__name__}: the "
             "images are read by number, so choose them in the data set"
         )
+    if isinstance(loader.sampler, RandomSampler) and (
+        loader.sampler.replacement or loader.sampler.num_samples != len(loader.sampler.data_source)
+    ):
+        raise UsageError(
+            "loader must read every image once an epoch, got a RandomSampler with replacement or "
+            "num_samples: use shuffle=True"
+        )
     whole: Any = loader.dataset
     data = whole if len(chosen) == len(whole) else Subset(whole, chosen.tolist())
-    same: dict[str, Any] = {"batch_size": loader.batch_size, "num_workers": loader.num_workers}
-    order = torch.Generator().manual_seed(split(seed, "batches"))
+    same: dict[str, Any] = {name: getattr(loader, name) for name in _KEPT}
+    if loader.num_workers:
+        same |= {name: getattr(loader, name) for name in _KEPT_OF_WORKERS}
+    order = loader.generator or torch.Generator().manual_seed(split(seed, "batches"))
     numbered: Any = _Numbered(data)
     shuffled = isinstance(loader.sampler, RandomSampler)
     train = DataLoader(
@@ -172,7 +214,8 @@ def _loaders(
     seen = seen if len(chosen) == len(seen) else Subset(seen, chosen.tolist())
     # A generator of its own: whether the teacher runs must not change the order of the batches.
     apart = torch.Generator().manual_seed(split(seed, "pass"))
-    once = DataLoader(seen, collate_fn=loader.collate_fn, generator=apart, **same)
+    # The loader's own collate function may mix images (mixup); the teacher sees them as they are.
+    once = DataLoader(seen, collate_fn=default_collate, generator=apart, **same)
     return train, once
 
 
@@ -189,12 +232,27 @@ def _teacher_features(
             f"teacher features must have shape ({count}, width), one row a training image, got "
             f"{tuple(features.shape)}"
         )
+    for start in range(0, count, 4096):
+        if not np.isfinite(features[start : start + 4096]).all():
+            raise UsageError(
+                "teacher features must be finite, got NaN or infinity: run the teacher again"
+            )
     return features
 
 
-def _width(give: Callable[[Tensor], Tensor], student: nn.Module, images: Tensor) -> int:
-    with evaluating(student):
-        return int(give(images[:1]).shape[1])
+def _width(
+    give: Callable[[Tensor], Tensor], student: nn.Module, data: Any, loader: DataLoader, device: Any
+) -> int:
+    """Return the width of a student's features of one item, and leave random states alone."""
+    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(student):
+            images = loader.collate_fn([data[0]])[0].to(device)
+            found = taken(give, images, "student")
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+    return int(found.shape[1])
 
 
 def _whole(student: nn.Module, layer: str | None, head: TCSHead, pool: str) -> nn.Module:
@@ -232,7 +290,7 @@ class _WithClassifier(nn.Module):
 def _batches(loader: DataLoader, device: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for items, index in loader:
         images, y = items[0], items[1]
-        yield images.to(device), y.to(device), index.to(device)
+        yield images.to(device), y.to(device).long(), index.to(device)
 
 
 def distill(
@@ -270,7 +328,9 @@ def distill(
         A frozen self-supervised backbone, or its features of the training images in their order.
     loader : torch DataLoader
         Gives batches that begin with images and class numbers from 0. Its data set is read by
-        number: also for the teacher's pass, in order.
+        number: also for the teacher's pass, in order, collated by torch's `default_collate`. Its
+        settings for workers and its generator are kept; samplers other than shuffling or keeping
+        the order are refused.
     epochs : int, at least 1
     n_components : int, optional
         Axes of the coordinate system; see `TailoredCoordinates`.
@@ -293,13 +353,15 @@ def distill(
     pool : {"mean", "first"}
         What to make of a layer's tokens.
     cache : path, optional
-        Folder to keep the teacher's features in; None keeps them in memory only.
+        Folder to keep the teacher's features in; None keeps them in memory only. They are used
+        again only if every image is as it was, and the teacher gives the same on the first batch.
     optimiser : callable, optional
-        From parameters to an optimiser; None is AdamW with rate 1e-3, with a cosine to 0.
+        From parameters to an optimiser; None is AdamW with rate 1e-3, with a cosine to 0 and no
+        weight decay on the mask, which is the last of the parameters.
     device : str
     seed : int
-        Of the head, the order of batches and the shots. Global random state is left alone, apart
-        from what the student's own dropout draws.
+        Of the head, the shots, and the order of batches where the loader has no generator. Global
+        random state is left alone, apart from what the student's own dropout draws.
 
     Returns
     -------
@@ -309,7 +371,8 @@ def distill(
     ------
     UsageError
         If there are fewer than two classes or too few images, the teacher or student lacks the
-        named layer, more axes are asked for than the features have, or shapes do not fit.
+        named layer, more axes are asked for than the features have, tailoring needs more steps than
+        there are, or shapes do not fit.
 
     Examples
     --------
@@ -323,10 +386,16 @@ def distill(
     >>> made.model(x).shape
     torch.Size([64, 2])
     """
-    if epochs < 1:
-        raise UsageError(f"epochs must be at least 1, got {epochs!r}")
-    if not mimic >= 0:
-        raise UsageError(f"mimic must be at least 0, got {mimic!r}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int | np.integer) or epochs < 1:
+        raise UsageError(f"epochs must be a whole number of at least 1, got {epochs!r}")
+    if not 0 <= mimic < np.inf:
+        raise UsageError(f"mimic must be at least 0 and finite, got {mimic!r}")
+    if coords is not None and n_components is not None:
+        raise UsageError("n_components goes with coords=None: coordinates given have their axes")
+    if not isinstance(teacher, nn.Module) and (layer is not None or cache is not None):
+        raise UsageError(
+            "layer and cache go with a teacher that is run, got its features: omit them"
+        )
     labels = labels_of(loader.dataset)
     classes = np.unique(labels)
     if len(classes) < 2:
@@ -345,8 +414,14 @@ def distill(
     if coords is None:
         coords = TailoredCoordinates(n_components=n_components).fit(features)
     give = features_of(student, student_layer, pool=pool)
-    first = next(iter(once))[0]
-    width = _width(give, student, first.to(device))
+    # What the student will see: the teacher's pictures may be of another size.
+    width = _width(give, student, loader.dataset, loader, device)
+    _check_plan(tailoring, coords.n_components_, epochs * len(train))
+    if coords.components_.shape[1] != features.shape[1]:
+        raise UsageError(
+            f"coords must be of the teacher's {features.shape[1]} features, got "
+            f"{coords.components_.shape[1]}"
+        )
     head = TCSHead(width, coords, len(classes), tailoring=tailoring, seed=seed).to(device)
     mimicking = None
     if mimic > 0:
@@ -355,6 +430,21 @@ def distill(
     _train(made, give, train, mimicking, mimic, epochs, optimiser, device)
     made.model = _whole(student, student_layer, head, pool)
     return made
+
+
+def _check_plan(tailoring: Tailoring | None, axes: int, steps: int) -> None:
+    if tailoring is None or tailoring.keep >= axes:
+        return
+    there, removals = axes, 0
+    while there > tailoring.keep:
+        there -= min(max(int(tailoring.fraction * there), 1), there - tailoring.keep)
+        removals += 1
+    needed = removals * tailoring.every
+    if needed > steps:
+        raise UsageError(
+            f"tailoring {axes} axes down to {tailoring.keep} needs {needed} steps, and there are "
+            f"{steps}: train for more epochs, or lower every or raise fraction"
+        )
 
 
 def _train(
@@ -368,8 +458,14 @@ def _train(
     device: str,
 ) -> None:
     student, head = made.model, made.head
-    parameters = [p for part in (student, head) for p in part.parameters() if p.requires_grad]
-    updates = (optimiser or _adamw)(parameters)
+    # The mask comes last: by default it is not drawn to 0, which is for its scores to decide.
+    parameters = [
+        p
+        for part in (student, head)
+        for p in part.parameters()
+        if p.requires_grad and p is not head.mask
+    ] + [head.mask]
+    updates = _adamw(parameters) if optimiser is None else optimiser(parameters)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(updates, max(epochs * len(train), 1))
     student.train()
     step = 0
@@ -394,4 +490,6 @@ def _train(
 
 
 def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    *others, mask = parameters
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": [mask], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01)

@@ -1,9 +1,10 @@
 """A network's features: from which layer, pooled how, and kept in one file for a whole data set.
 
 The teacher runs over the training images once. Its features go to a safetensors file as they come,
-never all in memory, and are read back memory-mapped; the file's name holds a digest of the
-teacher's weights, the layer, the number of images and the first batch, so that another teacher or
-other data never meet an old file.
+never all in memory, and are read back memory-mapped. The file's name holds a digest of the
+teacher's weights, structure and layer and one of every image. Before a file is used again all
+images are read and hashed, and the teacher runs on the first batch and its rows are compared: what
+is saved is the rest of its pass.
 """
 
 from __future__ import annotations
@@ -130,14 +131,55 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _digest(model: nn.Module, layer: str | None, pool: str, count: int, first: Tensor) -> str:
-    seen = hashlib.sha256(f"{layer} {pool} {count}".encode())
+def _teacher_digest(model: nn.Module, layer: str | None, pool: str, count: int) -> str:
+    seen = hashlib.sha256(f"{layer} {pool} {count} {model!r}".encode())
     for name, value in model.state_dict().items():
         plain = value.detach().cpu().contiguous()
         seen.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         seen.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    seen.update(first.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()[:16]
+
+
+def _add_images(seen: Any, images: Tensor) -> None:
+    plain = images.detach().cpu().contiguous()
+    # One row at a time: how images are cut into batches does not change them.
+    for image in plain:
+        seen.update(f"{plain.dtype} {tuple(image.shape)}".encode())
+        seen.update(image.flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _images_digest(batches: Iterable[Any]) -> str:
+    seen = hashlib.sha256()
+    for batch in batches:
+        _add_images(seen, _images_of(batch))
+    return seen.hexdigest()[:16]
+
+
+def _alike(kept: NDArray, now: NDArray) -> bool:
+    """Tell whether kept rows are those of now, but for what threads and batch sizes change."""
+    old = kept[: len(now)]
+    if old.shape != now.shape:
+        return False
+    return bool(np.abs(old - now).max(initial=0.0) <= 1e-3 * np.abs(now).max(initial=0.0))
+
+
+def _run(give: Features, batch: Any, device: str | torch.device) -> Tensor:
+    """Return the teacher's features of a batch, on the processor."""
+    images = _images_of(batch)
+    return taken(give, images.to(device), "teacher").float().cpu()
+
+
+def taken(give: Features, images: Tensor, whose: str) -> Tensor:
+    """Run a network and say which images it was if it cannot take them."""
+    try:
+        return give(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"the {whose} cannot take images of shape {tuple(images.shape[1:])}: {why}"
+        ) from error
 
 
 def _header(count: int, width: int) -> bytes:
@@ -168,7 +210,7 @@ def pass_features(
     """
     give = features_of(teacher, layer, pool=pool)
     with evaluating(teacher):
-        rows = [give(_images_of(batch).to(device)).float().cpu() for batch in batches]
+        rows = [_run(give, batch, device) for batch in batches]
     if not rows:
         raise UsageError("the teacher needs at least one batch of images, got none")
     return torch.cat(rows).numpy()
@@ -191,9 +233,11 @@ def cache_features(
     teacher : nn.Module
         Run in eval mode without gradients, and left in the mode it was in.
     batches : iterable of tensors, or of tuples that begin with one
-        The images as the teacher is to see them, not augmented, in the order of their numbers.
+        The images as the teacher is to see them, not augmented, in the order of their numbers. Read
+        twice where the folder holds features of other images, so a list or a loader, no generator.
     folder : path
-        Where the file goes. One that fits the teacher, the layer and the data is used as it is.
+        Where the file goes. One that fits the teacher, the layer and the data is used as it is:
+        every image is read and hashed to see that, and the teacher run on the first batch.
     count : int
         Number of images that ``batches`` gives.
     layer, pool
@@ -209,40 +253,46 @@ def cache_features(
     Raises
     ------
     UsageError
-        If the teacher lacks the layer, or the batches hold another number of images.
+        If the teacher lacks the layer or cannot take the images, or the batches hold another number
+        of images or can be read only once where they are needed twice.
     """
     give = features_of(teacher, layer, pool=pool)
-    source = iter(batches)
-    first = next(source, None)
-    if first is None:
-        raise UsageError("the teacher needs at least one batch of images, got none")
-    digest = _digest(teacher, layer, pool, count, _images_of(first))
-    path = Path(folder) / f"features-{digest}.safetensors"
-    if path.is_file() and _is_whole(path):
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".features-")
-    scratch = Path(name)
+    folder = Path(folder)
+    name = f"features-{_teacher_digest(teacher, layer, pool, count)}"
+    if any(folder.glob(f"{name}-*.safetensors")):
+        if iter(batches) is batches:
+            raise UsageError(
+                f"{folder} holds features of this teacher, and to see whether they are of these "
+                "images batches must be read twice: give a list or a loader, not an iterator"
+            )
+        path = folder / f"{name}-{_images_digest(batches)}.safetensors"
+        if _is_whole(path):
+            with evaluating(teacher):
+                now = _run(give, next(iter(batches)), device).numpy()
+            if _alike(read_features(path), now):
+                return path
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, scratch_name = tempfile.mkstemp(dir=folder, prefix=".features-")
+    scratch = Path(scratch_name)
     try:
-        done = 0
+        done, seen = 0, hashlib.sha256()
         with os.fdopen(handle, "wb") as sink, evaluating(teacher):
-            for batch in _chain(first, source):
-                rows = give(_images_of(batch).to(device)).float().cpu().numpy()
+            for batch in batches:
+                _add_images(seen, _images_of(batch))
+                rows = _run(give, batch, device).numpy()
                 if not done:
                     sink.write(_header(count, rows.shape[1]))
                 sink.write(np.ascontiguousarray(rows, "<f4").tobytes())
                 done += len(rows)
+        if not done:
+            raise UsageError("the teacher needs at least one batch of images, got none")
         if done != count:
             raise UsageError(f"the batches must hold {count} images, got {done}")
+        path = folder / f"{name}-{seen.hexdigest()[:16]}.safetensors"
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
     return path
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _layout(path: Path) -> tuple[int, tuple[int, int]]:

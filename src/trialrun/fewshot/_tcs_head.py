@@ -1,9 +1,10 @@
 """The student's head: adapter, fixed basis, mask, linear classifier; folded into one layer.
 
 During training the head is four steps, c = (g A - mu) U, then (m * c) W + b. All four are affine,
-so that the trained head is one `torch.nn.Linear` on the student's features, which `TCSHead.fold`
-returns. It follows that a fixed basis behind a trainable adapter can express nothing that a plain
-linear layer through as many axes cannot; the notes of tcs say what is left for it to do.
+so that the trained head is, up to rounding, one `torch.nn.Linear` on the student's features, which
+`TCSHead.fold` returns. It follows that a fixed basis behind a trainable adapter can express nothing
+that a plain linear layer through as many axes cannot; the notes of tcs say what is left for it to
+do.
 """
 
 from __future__ import annotations
@@ -154,6 +155,13 @@ class TCSHead(nn.Module):
         self.register_buffer("scores", torch.zeros(count))
         self.features_: Tensor | None = None
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        kept = state_dict.get(prefix + "kept")
+        # A mask that was frozen, as all axes to go had gone, stays frozen; any other is free.
+        if self.tailoring is not None and kept is not None and kept.shape == self.kept.shape:
+            self.mask.requires_grad_(int(kept.sum()) > self.tailoring.keep)
+
     def __getstate__(self) -> dict[str, Any]:
         # The last batch belongs to a graph, which cannot be copied and is nobody's state.
         return {**super().__getstate__(), "features_": None}
@@ -230,7 +238,7 @@ class TCSHead(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> nn.Linear:
-        """Return one linear layer that gives the same logits on the student's features."""
+        """Return one linear layer that gives the same logits up to rounding."""
         basis = self.basis.double()
         inner = basis if self.adapter is None else self.adapter.double() @ basis
         weight = (self.mask * self.kept).double()[:, None] * self.classifier.weight.double().T

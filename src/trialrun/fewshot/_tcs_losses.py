@@ -29,7 +29,8 @@ def _table(name: str, features: NDArray | Tensor) -> Tensor:
     table = torch.as_tensor(features if isinstance(features, Tensor) else np.asarray(features))
     if table.ndim != 2 or not len(table):
         raise ValueError(f"{name} must have shape (images, width), got {tuple(table.shape)}")
-    return table.detach()
+    # Made on the processor; the loss is moved to where the student is.
+    return table.detach().cpu()
 
 
 def _directions(width: int, n_hashes: int, std: float, seed: int) -> Tensor:
@@ -52,6 +53,10 @@ def _median_bias(table: Tensor, hashes: Tensor) -> Tensor:
 
 def _mimic(logits: Tensor, bits: Tensor, squared: Tensor | None, right: Tensor | None) -> Tensor:
     """Average the losses of images over those the teacher gets right, or over all."""
+    if right is not None and right.shape != logits.shape[:1]:
+        raise ValueError(
+            f"right must have shape ({len(logits)},), one entry an image, got {tuple(right.shape)}"
+        )
     each = functional.binary_cross_entropy_with_logits(logits, bits, reduction="none").mean(dim=1)
     if squared is not None:
         each = each + squared.mean(dim=1)

@@ -10,7 +10,7 @@ task.
 Ours, because no source at hand tells: the number of axes by default, the adapter between widths
 and its start at the identity, what an axis is scored by and when axes go (three scores are
 offered), a median bias in the teacher's coordinates, and packed bits. The head folds into one
-linear layer, exactly.
+linear layer, up to rounding.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ pass is not part of a step; what it costs is shown beside.
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,7 +38,11 @@ def _lesson(ctx: Context) -> Lesson:
     y = torch.arange(count) % budget.classes
     teacher = make_teacher(ctx.seed, budget.width).eval().requires_grad_(False).to(ctx.device)
     features = pass_of(teacher, images, ctx.device)
-    return Lesson(images, y, teacher, features, features, budget.classes)
+    lesson = Lesson(images, y, teacher, features, features, budget.classes)
+    # Noise teaches a probe nothing: any weights of its shape cost a step the same.
+    weight = torch.randn(budget.classes, WIDTH, generator=draw) / WIDTH**0.5
+    lesson.probed = (weight, torch.zeros(budget.classes))
+    return lesson
 
 
 class _Step:
@@ -85,15 +90,42 @@ class _Step:
             if isinstance(value, Tensor)
         ]
         # What the extra part of the loss holds on to: hash directions, bits, cached features.
-        closed = getattr(self.pupil.extra, "__closure__", None) or ()
-        for cell in closed:
-            part = cell.cell_contents
-            if isinstance(part, Tensor):
-                tensors.append(part)
-            elif isinstance(part, nn.Module) and part is not self.lesson.teacher:
-                tensors += [*part.parameters(), *part.buffers()]
-        there = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
-        return sum(there.values())
+        for function in (self.pupil.extra, self.pupil.prepare):
+            inner = inspect.unwrap(function) if function is not None else None
+            for cell in getattr(inner, "__closure__", None) or ():
+                part = cell.cell_contents
+                if isinstance(part, Tensor):
+                    tensors.append(part)
+                elif isinstance(part, nn.Module) and part is not self.lesson.teacher:
+                    tensors += [*part.parameters(), *part.buffers()]
+        return _bytes(tensors)
+
+    def parts(self) -> dict[str, float]:
+        """Return the megabytes that the head holds, by what they are for; after a step."""
+        head = self.pupil.head
+        learned = {
+            "adapter": [p for name, p in head.named_parameters() if name == "adapter"],
+            "other weights": [p for name, p in head.named_parameters() if name != "adapter"],
+        }
+        found = {"head's buffers": _bytes(head.buffers())}
+        for name, weights in learned.items():
+            state = [
+                value
+                for p in weights
+                for value in self.optimiser.state.get(p, {}).values()
+                if isinstance(value, Tensor)
+            ]
+            found[f"head's {name}"] = _bytes(weights)
+            found[f"gradient of head's {name}"] = _bytes(
+                p.grad for p in weights if p.grad is not None
+            )
+            found[f"optimiser state of head's {name}"] = _bytes(state)
+        return {f"{name}, MB": value / 1e6 for name, value in found.items()}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Add up what tensors take, each piece of memory once."""
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def _seconds(call: Callable[[], None], device: str) -> float:
@@ -116,7 +148,12 @@ def step_time(ctx: Context, *, arm: str) -> Measurement:
     pairs = [
         (_seconds(ours, ctx.device), _seconds(plain, ctx.device)) for _ in range(size(ctx).timed)
     ]
-    once = _seconds(lambda: _no_grad_pass(lesson, ours.images), ctx.device)
+    # Arms without a live teacher never ran it: warm it, then take the middle.
+    passes = [
+        _seconds(lambda: _no_grad_pass(lesson, ours.images), ctx.device)
+        for _ in range(2 + min(size(ctx).timed, 9))
+    ]
+    once = statistics.median(passes[2:])
     return Measurement.of(
         statistics.median(a / b for a, b in pairs),
         n=len(pairs),
@@ -183,7 +220,9 @@ def memory(ctx: Context, *, arm: str) -> Measurement:
     """Return the peak megabytes of an arm's step: what stays, and what the step adds to it."""
     step = _Step(ctx, _lesson(ctx), arm)
     step()
+    parts = step.parts()
     # Gradients are freed and made again within a step, so they belong to what it adds.
     step.optimiser.zero_grad(set_to_none=True)
     held, added = step.held(), _transient(step)
-    return Measurement.of((held + added) / 1e6, n=1, held_megabytes=held / 1e6)
+    told = {"held, MB": held / 1e6, "added by the step, MB": added / 1e6, **parts}
+    return Measurement.of((held + added) / 1e6, n=1, **told)

@@ -9,13 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,12 +43,19 @@ BEFORE = 64
 BETA = 6.0
 SOFT, TEMPERATURE = 0.9, 4.0
 HASHES = 512
-Extra = Callable[[Tensor, Tensor, Tensor], Tensor]
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+"""Inverse penalties among which the teacher's probe is chosen, on training pictures alone."""
+Prepare = Callable[[Tensor], Tensor]
+Extra = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Lesson:
-    """Pictures and labels of one point, and what the teacher's one pass made of them."""
+    """Pictures and labels of one point, and what the teacher's one pass made of them.
+
+    ``drawings`` successive pictures show one item. ``basis_rows`` names the pictures that
+    coordinate systems are computed from: as many as there are foreign ones.
+    """
 
     images: Tensor
     y: Tensor
@@ -52,10 +63,24 @@ class Lesson:
     features: NDArray[np.float32]
     foreign: NDArray[np.float32]
     classes: int
+    drawings: int = 1
+    basis_rows: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.features):
             raise ValueError("a lesson needs one row of features an image")
+        if self.basis_rows is None:
+            self.basis_rows = np.arange(len(self.features))
+        if len(self.basis_rows) != len(self.foreign):
+            raise ValueError(
+                "bases are computed from equally many pictures of either kind, got "
+                f"{len(self.basis_rows)} and {len(self.foreign)} foreign ones"
+            )
+
+    @cached_property
+    def probed(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of a linear classifier on the teacher's features."""
+        return _probe(self.features, self.y.numpy(), self.drawings)
 
 
 def pass_of(teacher: nn.Module, images: Tensor, device: str = "cpu") -> NDArray[np.float32]:
@@ -70,7 +95,10 @@ def make_lesson(ctx: Context, world: World, teacher: nn.Module, point: str) -> L
     images, y = world.shots(ctx, point)
     features = pass_of(teacher, images, ctx.device)
     foreign = pass_of(teacher, world.foreign[: len(images)], ctx.device)
-    return Lesson(images, y, teacher, features, foreign, world.classes)
+    rows = rng(ctx.seed, "basis rows").permutation(len(images))[: len(foreign)]
+    return Lesson(
+        images, y, teacher, features, foreign, world.classes, world.train.shape[1], np.sort(rows)
+    )
 
 
 def shuffle_features(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -84,8 +112,14 @@ def shuffle_features(features: NDArray[np.float32], seed: int) -> NDArray[np.flo
 
 def coordinates(lesson: Lesson, kind: str, seed: int, axes: int = AXES) -> TailoredCoordinates:
     """Fit the coordinate system of an arm."""
-    count = min(axes, len(lesson.features) - 1)
-    table = {"foreign": lesson.foreign, "shuffled": shuffle_features(lesson.features, seed)}
+    assert lesson.basis_rows is not None
+    own = lesson.features[lesson.basis_rows]
+    count = min(axes, len(own) - 1)
+    table = {
+        "foreign": lesson.foreign,
+        "shuffled": shuffle_features(own, seed),
+        "shuffled again": shuffle_features(own, split(seed, "again")),
+    }
     basis = "random" if kind == "random" else "pca"
     fit = TailoredCoordinates(
         n_components=count, basis=basis, random_state=split(seed, "b") % 2**32
@@ -93,13 +127,33 @@ def coordinates(lesson: Lesson, kind: str, seed: int, axes: int = AXES) -> Tailo
     with warnings.catch_warnings():
         # A few shots are one of the points, and the same for every arm.
         warnings.simplefilter("ignore", FewRowsWarning)
-        return fit.fit(table.get(kind, lesson.features))
+        return fit.fit(table.get(kind, own))
 
 
-def probe(lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier on the teacher's features; returns its weights and biases."""
-    fitted = LogisticRegression(C=1.0, max_iter=300).fit(lesson.features, lesson.y.numpy())
-    weight, bias = (torch.from_numpy(part).float() for part in (fitted.coef_, fitted.intercept_))
+def _probe(
+    features: NDArray[np.float32], y: NDArray[np.int64], drawings: int
+) -> tuple[Tensor, Tensor]:
+    """Fit a linear classifier on features; its penalty is chosen by inner cross-validation.
+
+    Drawings of one item are never on both sides of an inner split.
+    """
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100))
+    items = np.arange(len(y)) // drawings
+    folds = min(3, int(np.bincount(y[::drawings]).min()))
+    with warnings.catch_warnings():
+        # A weak penalty may not converge within its steps; then it is seldom the one chosen.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if folds > 1:
+            grid = {"logisticregression__C": list(STRENGTHS)}
+            inner = StratifiedGroupKFold(folds)
+            search = GridSearchCV(model, grid, cv=inner, scoring="neg_log_loss")
+            model = search.fit(features, y, groups=items).best_estimator_
+        else:
+            model.fit(features, y)
+    scaler, fitted = model[0], model[1]
+    coef = fitted.coef_ / scaler.scale_
+    intercept = fitted.intercept_ - coef @ scaler.mean_
+    weight, bias = (torch.from_numpy(part).float() for part in (coef, intercept))
     if len(weight) == 1:
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     return weight, bias
@@ -127,57 +181,70 @@ class _Plain(nn.Module):
 class Pupil:
     """A student with its head, and the part of the loss beside the cross-entropy.
 
-    ``extra`` takes features (batch, width), augmented pictures and their numbers; ``soft`` is the
-    share it takes from the cross-entropy.
+    ``prepare`` asks the teacher about augmented pictures, before the student sees them, so that
+    what the teacher needs for it is free again when the student's graph is built. ``extra`` takes
+    features (batch, width), what was prepared, and the pictures' numbers; ``soft`` is the share it
+    takes from the cross-entropy.
     """
 
     student: nn.Module
     head: nn.Module
     extra: Extra | None = None
     soft: float = 0.0
+    prepare: Prepare | None = None
 
     def loss(self, images: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Return the loss of a batch."""
+        told = None if self.prepare is None else self.prepare(images)
         features = self.student(images)
         logits = self.head(features)
         loss = (1 - self.soft) * functional.cross_entropy(logits, y)
         if self.extra is not None:
             given = logits if self.soft else features
-            loss = loss + self.extra(given, images, index)
+            loss = loss + self.extra(given, told, index)
         return loss
 
 
-def _soft_labels(teacher: nn.Module, weight: Tensor, bias: Tensor) -> Extra:
-    def extra(logits: Tensor, images: Tensor, _: Tensor) -> Tensor:
-        with torch.no_grad():
-            told = functional.log_softmax(
-                (teacher(images) @ weight.T + bias) / TEMPERATURE, dim=1
-            )  # fmt: skip
-        own = functional.log_softmax(logits / TEMPERATURE, dim=1)
-        kl = functional.kl_div(own, told, reduction="batchmean", log_target=True)
-        return SOFT * TEMPERATURE**2 * kl
+def _ask(teacher: nn.Module) -> Prepare:
+    @torch.no_grad()
+    def prepare(images: Tensor) -> Tensor:
+        return teacher(images)
 
-    return extra
+    return prepare
+
+
+def _ask_for_labels(teacher: nn.Module, weight: Tensor, bias: Tensor) -> Prepare:
+    @torch.no_grad()
+    def prepare(images: Tensor) -> Tensor:
+        return functional.log_softmax((teacher(images) @ weight.T + bias) / TEMPERATURE, dim=1)
+
+    return prepare
+
+
+def _soft_labels(logits: Tensor, told: Tensor | None, _: Tensor) -> Tensor:
+    assert told is not None
+    own = functional.log_softmax(logits / TEMPERATURE, dim=1)
+    kl = functional.kl_div(own, told, reduction="batchmean", log_target=True)
+    return SOFT * TEMPERATURE**2 * kl
 
 
 def _mse(adapted: Any, targets: Tensor) -> Extra:
-    def extra(features: Tensor, _: Tensor, index: Tensor) -> Tensor:
+    def extra(features: Tensor, _: Tensor | None, index: Tensor) -> Tensor:
         return functional.mse_loss(adapted(features), targets[index])
 
     return extra
 
 
-def _lshl2(adapted: Any, mimic: LSHLoss, teacher: nn.Module) -> Extra:
-    def extra(features: Tensor, images: Tensor, _: Tensor) -> Tensor:
-        with torch.no_grad():
-            told = teacher(images)
+def _lshl2(adapted: Any, mimic: LSHLoss) -> Extra:
+    def extra(features: Tensor, told: Tensor | None, _: Tensor) -> Tensor:
+        assert told is not None
         return BETA * mimic(adapted(features), told)
 
     return extra
 
 
 def _elsh(head: TCSHead, mimic: ELSHLoss) -> Extra:
-    def extra(_: Tensor, __: Tensor, index: Tensor) -> Tensor:
+    def extra(_: Tensor, __: Tensor | None, index: Tensor) -> Tensor:
         assert head.features_ is not None
         return BETA * mimic(head.features_, index)
 
@@ -210,20 +277,22 @@ def _mimicking(ctx: Context, lesson: Lesson, *, how: str) -> Pupil:
     student = make_student(ctx.seed, size(ctx).width)
     device = ctx.device
     if how == "kd":
-        weight, bias = (part.to(device) for part in probe(lesson))
+        weight, bias = (part.to(device) for part in lesson.probed)
         head = _Plain(lesson.classes, ctx.seed)
-        return Pupil(student, head, _soft_labels(lesson.teacher, weight, bias), SOFT)
+        ask = _ask_for_labels(lesson.teacher, weight, bias)
+        return Pupil(student, head, _soft_labels, SOFT, ask)
     if how == "feature-mse":
         head = _Plain(lesson.classes, ctx.seed, adapter=True)
         return Pupil(
             student, head, _mse(head.adapted, torch.from_numpy(lesson.features).to(device))
         )
-    std = float(probe(lesson)[0].std())
+    std = float(lesson.probed[0].std())
     hashed: dict[str, Any] = {"n_hashes": HASHES, "std": std, "seed": ctx.seed}
     if how == "lshl2":
         head = _Plain(lesson.classes, ctx.seed, adapter=True)
         mimic = LSHLoss(lesson.features, l2=True, **hashed).to(device)
-        return Pupil(student, head, _lshl2(head.adapted, mimic, lesson.teacher))
+        extra = _lshl2(head.adapted, mimic)
+        return Pupil(student, head, extra, prepare=_ask(lesson.teacher))
     pupil = _in_coordinates(ctx, lesson)
     assert isinstance(pupil.head, TCSHead)
     coords = coordinates(lesson, "pca", ctx.seed)
@@ -243,6 +312,7 @@ ARMS: dict[str, Callable[[Context, Lesson], Pupil]] = {
     "tailored-grad": partial(_in_coordinates, score="grad"),
     "tailored-weight": partial(_in_coordinates, score="weight"),
     "shuffled-tailored": partial(_in_coordinates, kind="shuffled", score="taylor"),
+    "shuffled-again": partial(_in_coordinates, kind="shuffled again", score="taylor"),
     "feature-mse": partial(_mimicking, how="feature-mse"),
     "lshl2": partial(_mimicking, how="lshl2"),
     "elsh": partial(_mimicking, how="elsh"),

@@ -32,6 +32,9 @@ CLASSES = (
 MOST = 60
 HELD_OUT = 0.3
 SCRIPTS = ("latin", "greek", "georgian", "hebrew", "thai")
+DRAWERS = ("regular-upright", "bold-upright", "medium-slanted")
+LETTERS = 900
+"""Up to so many characters are drawn alone; above it all that the scripts have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ class World:
 
     ``pool`` are training items without labels for the teacher; ``train`` and ``test`` are items of
     the classes, with labels ``y_train`` and ``y_test`` (items,). ``foreign`` (n, 3, size, size) are
-    pictures of another kind, rendered letters.
+    pictures of another kind, rendered letters, as many as there are pictures in ``train`` or as
+    many as there are letters.
     """
 
     pool: Tensor
@@ -97,9 +101,10 @@ def as_tensor(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _foreign(ctx: Context, count: int) -> Tensor:
+    needed = -(-count // len(DRAWERS))
     glyphs = load_glyphs(
-        SCRIPTS, size=size(ctx).size, limit=min(count, 300), seed=split(ctx.seed, "letters"),
-        drawers=("regular-upright", "bold-upright", "medium-slanted"),
+        SCRIPTS, size=size(ctx).size, limit=needed if needed <= LETTERS else None,
+        seed=split(ctx.seed, "letters"), drawers=DRAWERS,
     )  # fmt: skip
     letters = glyphs.images.reshape(-1, *glyphs.images.shape[2:])
     letters = letters[rng(ctx.seed, "letters").permutation(len(letters))][:count]
@@ -127,6 +132,11 @@ def _emoji_world(ctx: Context) -> World:
     images, y = labelled(train, (1 - HELD_OUT) * MOST)
     test_images, y_test = labelled(test, HELD_OUT * MOST)
     foreign = _foreign(ctx, len(images) * images.shape[1])
+    if len(foreign) != len(images) * images.shape[1]:
+        raise ValueError(
+            f"a basis from letters needs as many pictures as one from emoji, got {len(foreign)} "
+            f"for {len(images) * images.shape[1]}"
+        )
     pool = as_tensor(emoji.images[train])
     return World(pool, images, y, test_images, y_test, foreign, len(names))
 
