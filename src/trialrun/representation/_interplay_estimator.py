@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,21 +138,21 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
     def __init__(
         self,
         *,
-        augment: Callable[[Array, np.random.Generator], Array] | None = None,
-        n_views: int = 4,
-        kernel: Any = "rbf",
-        gamma: float | None = None,
-        kernel_params: dict[str, Any] | None = None,
-        n_components: int = 6,
-        beta: float = 1.0,
-        reg: float = 1e-4,
-        center: bool = False,
-        pairs: str = "all",
-        solver: str = "exact",
-        landmarks: int = 1000,
-        tol: float = 1e-8,
-        random_state: Any = None,
-    ) -> None:
+        augment=None,
+        n_views=4,
+        kernel="rbf",
+        gamma=None,
+        kernel_params=None,
+        n_components=6,
+        beta=1.0,
+        reg=1e-4,
+        center=False,
+        pairs="all",
+        solver="exact",
+        landmarks=1000,
+        tol=1e-8,
+        random_state=None,
+    ):
         self.augment = augment
         self.n_views = n_views
         self.kernel = kernel
