@@ -1,7 +1,7 @@
 """Draw docs/pic2word.png: held-out emoji found by "a {style} drawing of *" with a tiny CLIP.
 
-Run as ``python docs/pic2word_sheet.py``: a quarter of a minute on a free core, with 400 emoji and a
-few steps of training. The seed is 0, which no recorded run uses; the drawings asked with stand
+Run as ``python docs/pic2word_sheet.py``: a minute or two on a free core, with the sizes of the full
+budget. The seed is 0, which no recorded run uses; the drawings asked with stand
 evenly spaced in the list of names, so none was picked for its hits. ``--prepared FOLDER`` takes the
 CLIP and mapper that an earlier run left there.
 """
@@ -36,8 +36,7 @@ def main() -> None:
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        sizes = {"code_points": 400, "clip_steps": 55, "epochs": 20}
-        budget = replace(TRIAL.budgets["quick"], seeds=1, first_seed=0, **sizes)
+        budget = replace(TRIAL.budgets["full"], seeds=1, first_seed=0)
         ctx = Context(budget=budget, seed=0, prepared_root=told.prepared or root / "prepared")
         folder = ctx.prepared("clip")
         if not (folder / "mapper.safetensors").is_file():
