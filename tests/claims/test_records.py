@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -27,6 +28,11 @@ def test_a_torn_last_line_is_reported_and_the_next_record_is_whole(tmp_path):
     second = records.append_record(path, {"n": 2})
     got, problems = records.read_records(path)
     assert got == [first, second]
+    assert (
+        "line 2 is torn, its run was cut off while writing: the line is left out; delete it"
+        in (problems[0])
+    )
+    assert records.is_torn(problems[0])
     assert len(problems) == 1
 
 
@@ -80,8 +86,8 @@ def _append_on_a_full_disk(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))
     try:
         records.append_record(path, {"filler": "x" * 5000})
-    except OSError:
-        os._exit(0)
+    except OSError as error:
+        os._exit(0 if error.filename == str(path) else 2)
     os._exit(1)
 
 
@@ -96,6 +102,19 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     worker.join()
     assert worker.exitcode == 0
     assert path.read_bytes() == before
+
+
+def test_a_disk_that_takes_nothing_is_named_with_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "records.jsonl"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(records.os, "write", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        records.append_record(path, {"n": 1})
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b""
 
 
 def test_a_record_line_is_plain_json(tmp_path):

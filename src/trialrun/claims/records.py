@@ -93,8 +93,9 @@ def append_record(path: Path, record: Mapping[str, Any]) -> Record:
             if written != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(handle)
-        except OSError:
+        except OSError as error:
             os.ftruncate(handle, size)
+            error.filename = str(path)
             raise
     return full
 
@@ -122,9 +123,15 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            cut = torn_last and number == len(lines)
-            what = f"{_TORN}, its run was cut off while writing" if cut else "is not valid JSON"
-            problems.append(f"{spot} {what}: the line is left out, run the check again")
+            # A later run may have gone on below the line that an earlier one left unfinished.
+            unended = line.startswith("{") and not line.rstrip().endswith("}")
+            if unended or (torn_last and number == len(lines)):
+                what = f"{_TORN}, its run was cut off while writing"
+            else:
+                what = "is not valid JSON"
+            problems.append(
+                f"{spot} {what}: the line is left out; delete it and run the check again"
+            )
             continue
         if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
             problems.append(
