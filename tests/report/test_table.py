@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from trialrun.claims.records import sealed
 from trialrun.core.intervals import Interval
 from trialrun.report._layout import grid, wrap
 from trialrun.report.figures import interval_text
-from trialrun.report.table import COLUMNS, claim_lines
+from trialrun.report.table import COLUMNS, claim_lines, effect_lines
 from trialrun.report.words import VERDICT_WORDS
 
 SWEEP = {
@@ -123,6 +124,42 @@ def test_every_judged_point_has_its_row():
     lines = printed(card, "paired-difference", make_arms(SWEEP, points=POINTS)).splitlines()
     rows = [line for line in lines if line.startswith("difference")]
     assert [row.split()[1] for row in rows] == ["64", "256"]
+
+
+def test_points_keep_the_rules_order_when_a_record_is_read_back():
+    more = 'against = "plain"\npoints = ["64", "256"]'
+    card = make_card(claim_toml(more=more))
+    record = make_record(card, "paired-difference", make_arms(SWEEP, points=POINTS))
+    read_back = json.loads(json.dumps(record, sort_keys=True))
+    claim = card.claim("paired-difference")
+    for lang in ("en", "zh"):
+        assert claim_lines(card, claim, read_back, lang=lang) == claim_lines(
+            card, claim, record, lang=lang
+        )
+    assert [row.split()[0] for row in effect_lines(card, claim, read_back)] == ["64", "256"]
+
+
+def test_steps_of_an_ordering_keep_its_order_when_a_record_is_read_back():
+    card = make_card(claim_toml("ordering"))
+    arms = make_arms(
+        {name: [mean, mean + 2, mean + 4] for name, mean in MEANS.items()},
+        points=["16", "64", "256"],
+    )
+    record = make_record(card, "ordering", arms)
+    read_back = json.loads(json.dumps(record, sort_keys=True))
+    rows = effect_lines(card, card.claim("ordering"), read_back)
+    assert [row.split()[0] for row in rows] == ["16", "64"]
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_effects_are_given_beside_their_control_and_only_where_they_were_judged(lang):
+    card = make_card(claim_toml())
+    claim = card.claim("paired-difference")
+    (line,) = effect_lines(card, claim, make_record(card, "paired-difference"), lang=lang)
+    assert ("对照（shuffled）" if lang == "zh" else "control (shuffled)") in line
+    assert line.startswith("+6.76 [+5.99, +7.54]  ")
+    failed = make_record(card, "paired-difference", judgement=None)
+    assert effect_lines(card, claim, failed, lang=lang) == []
 
 
 def test_the_rival_is_told_apart_by_direction():

@@ -66,10 +66,19 @@ class Facts:
         return tuple(dict.fromkeys(point for arm in self.arms for point in arm.values))
 
 
-def _finding(table: Mapping[str, Any] | None) -> Finding | None:
+def _in_order(table: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    # Records sort their keys; the rule knows the order in which its points are to be read.
+    places = {point: place for place, point in enumerate(rule.points)}
+    return dict(
+        sorted(table.items(), key=lambda row: places.get(row[0].partition(" to ")[0], len(places)))
+    )
+
+
+def _finding(table: Mapping[str, Any] | None, rule: Rule) -> Finding | None:
     if table is None:
         return None
-    return Finding(table["word"], {k: read_interval(v) for k, v in table["estimates"].items()})
+    rows = _in_order(table["estimates"], rule)
+    return Finding(table["word"], {point: read_interval(row) for point, row in rows.items()})
 
 
 def _mean(values: Sequence[float | None], rule: Rule) -> Interval | None:
@@ -80,9 +89,10 @@ def _mean(values: Sequence[float | None], rule: Rule) -> Interval | None:
 
 
 def _arm(claim: Claim, name: str, row: Mapping[str, Any]) -> ArmFacts:
-    means = {point: _mean(values, claim.rule) for point, values in row["points"].items()}
+    points = _in_order(row["points"], claim.rule)
+    means = {point: _mean(values, claim.rule) for point, values in points.items()}
     return ArmFacts(
-        name, roles_of(claim, name), row["points"], means, row.get("extra", {}), row["seconds"]
+        name, roles_of(claim, name), points, means, row.get("extra", {}), row["seconds"]
     )
 
 
@@ -105,9 +115,9 @@ def read_facts(card: Card, claim: Claim, record: Mapping[str, Any]) -> Facts:
     return Facts(
         record["verdict"],
         record["reason"],
-        _finding(judgement.get("ours")),
-        _finding(judgement.get("control")),
-        _finding(judgement.get("rival")),
+        _finding(judgement.get("ours"), claim.rule),
+        _finding(judgement.get("control"), claim.rule),
+        _finding(judgement.get("rival"), claim.rule),
         tuple(_arm(claim, name, record["arms"][name]) for name in names),
         tuple(record["seeds"]),
         fingerprint(card, claim) != record["fingerprint"],

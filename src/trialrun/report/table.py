@@ -152,6 +152,45 @@ def _estimates(claim: Claim, facts: Facts, lang: str) -> list[str]:
     return grid(rows, cells=COLUMNS, gives_way=1)
 
 
+def effect_lines(
+    card: Card, claim: Claim, record: Mapping[str, Any], *, lang: str = "en"
+) -> list[str]:
+    """Say at every judged point what was measured, and what its control did.
+
+    Returns
+    -------
+    list of str
+        Empty where nothing was judged.
+    """
+    facts = read_facts(card, claim, record)
+    if facts.ours is None or facts.control is None:
+        return []
+    name = f"对照（{claim.control}）" if lang == "zh" else f"control ({claim.control})"
+    rows = []
+    for point, interval in facts.ours.estimates.items():
+        place = "" if point == VALUE else point_words(claim.rule, point)[lang]
+        control = _shown(facts.control.estimates.get(point), claim, lang)
+        rows.append([place, _shown(interval, claim, lang), f"{name} {control}"])
+    if not any(place for place, *_ in rows):
+        rows = [row[1:] for row in rows]
+    return grid(rows, cells=COLUMNS - INDENT)
+
+
+def quantity_words(claim: Claim, *, lang: str = "en") -> str:
+    """Name what a claim's intervals are about, with its unit.
+
+    Examples
+    --------
+    >>> from trialrun.catalogue import find_card
+    >>> quantity_words(find_card("d3g").claim("weighting"))
+    'difference, points'
+    """
+    quantity = QUANTITY_WORDS[claim.rule.kind][lang]
+    if claim.rule.kind == "ratio":
+        return quantity
+    return f"{quantity}{'，' if lang == 'zh' else ', '}{claim.unit[lang]}"
+
+
 def _arm_lines(facts: Facts, lang: str) -> list[str]:
     if not facts.arms:
         return []
