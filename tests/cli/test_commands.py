@@ -1,8 +1,11 @@
 import json
+from importlib.resources import files
 
 import pytest
 
-from trialrun.catalogue import slugs
+from trialrun.catalogue import find_card, slugs
+from trialrun.claims.records import newest, read_interval, read_records
+from trialrun.report.figures import interval_text
 
 
 def test_list_names_every_method_with_its_claims(trialrun):
@@ -26,6 +29,29 @@ def test_show_prints_card_verdicts_and_notes(trialrun, lang, words):
     assert code == 0
     assert words in out
     assert "from trialrun.shift.d3g import D3GClassifier" in out
+
+
+@pytest.mark.parametrize(
+    ("lang", "control", "quantity"),
+    [
+        ("en", "control (own-shuffled) ", "difference, nats"),
+        ("zh", "对照（own-shuffled）", "差值，纳特"),
+    ],
+)
+def test_show_prints_the_interval_and_the_control_of_every_verdict(
+    trialrun, lang, control, quantity
+):
+    path = files("trialrun") / "dossiers" / "mbml" / "records.jsonl"
+    claim = find_card("mbml").claim("crossed")
+    record = newest(read_records(path)[0], claim, slug="mbml", budget="full")
+    _, out, _ = trialrun("show", "mbml", "--lang", lang)
+    lines = out[out.index("crossed:") : out.index("switching:")].splitlines()
+    assert quantity in lines[1]
+    rows = [line.split() for line in lines if control in line][-2:]
+    assert [row[0] for row in rows] == ["ptw", "lin"]
+    for row in rows:
+        found = read_interval(record["judgement"]["ours"]["estimates"][row[0]])
+        assert " ".join(row[1:4]) == interval_text(found, signed=True)
 
 
 @pytest.mark.parametrize("command", ["show", "check", "report"])

@@ -6,32 +6,40 @@ import sys
 from importlib.resources import as_file, files
 from typing import Literal
 
-from trialrun.catalogue import Card, find_card, read_notes
+from trialrun.catalogue import Card, Text, find_card, read_notes
 from trialrun.claims.records import is_stale, newest, read_records
 from trialrun.cli._problems import report_problems
 
 _WORDS = {
-    "en": ("Papers", "read", "Claims", "no record yet", "stale", "Takes", "Not tested", "Import"),
-    "zh": ("论文", "读到的", "主张", "尚无记录", "已过期", "可用材料", "未检验", "导入"),
+    "papers": Text("Papers", "论文"),
+    "claims": Text("Claims", "论断"),
+    "none": Text("no record yet", "尚无记录"),
+    "stale": Text("stale", "已过期"),
+    "takes": Text("Takes", "可用材料"),
+    "untested": Text("Not tested", "未检验"),
+    "imports": Text("Import", "导入"),
 }
 
 
 def _verdict_lines(card: Card, lang: str) -> tuple[list[str], list[str]]:
-    from trialrun.report.table import verdict_words
+    from trialrun.report.table import effect_lines, quantity_words, verdict_words
 
     with as_file(files("trialrun") / "dossiers" / card.slug / "records.jsonl") as path:
         records, problems = read_records(path)
     lines = []
     for claim in card.claims:
         lines.append(f"  {claim.id}: {claim.title[lang]}")
+        lines.append(f"    {quantity_words(claim, lang=lang)}")
         for budget in ("quick", "full", "gpu"):
             record = newest(records, claim, slug=card.slug, budget=budget)
             if record is not None:
-                stale = f" ({_WORDS[lang][4]})" if is_stale(record) else ""
+                stale = f" ({_WORDS['stale'][lang]})" if is_stale(record) else ""
                 word = verdict_words(record["verdict"], lang=lang)
                 lines.append(f"    {budget:<6} {word}{stale}  {record['finished'][:10]}")
+                effects = effect_lines(card, claim, record, lang=lang)
+                lines += [f"           {line}" for line in effects]
             elif budget != "gpu":
-                lines.append(f"    {budget:<6} {_WORDS[lang][3]}")
+                lines.append(f"    {budget:<6} {_WORDS['none'][lang]}")
     return lines, problems
 
 
@@ -48,23 +56,26 @@ def show(slug: str, *, lang: Literal["en", "zh"] = "en") -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    card, words = find_card(slug), _WORDS[lang]
+    from trialrun.report.words import READ_WORDS
+
+    card = find_card(slug)
+    words = {name: word[lang] for name, word in _WORDS.items()}
     verdicts, problems = _verdict_lines(card, lang)
     print(f"{card.title[lang]}  [{card.slug}, {card.family}, {card.kind}]\n{card.idea[lang]}\n")
-    print(f"{words[7]}:")
+    print(f"{words['imports']}:")
     for entry in card.entry:
         print("  from {} import {}".format(*entry.split(":")))
-    print(f"\n{words[0]}:")
+    print(f"\n{words['papers']}:")
     for paper in card.papers:
         print(f"  {paper.authors} ({paper.year}). {paper.title}. {paper.id}")
-        print(f"    {words[1]}: {paper.read}")
-    print(f"\n{words[2]}:", *verdicts, sep="\n")
+        print(f"    {READ_WORDS[paper.read][lang]}")
+    print(f"\n{words['claims']}:", *verdicts, sep="\n")
     if card.accepts:
-        print(f"\n{words[5]} (--on / --model):")
+        print(f"\n{words['takes']} (--on / --model):")
         for accepts in card.accepts:
             formats = f" ({', '.join(accepts.formats)})" if accepts.formats else ""
             print(f"  {accepts.kind}{formats}: {accepts.what[lang]}")
-    print(f"\n{words[6]}:")
+    print(f"\n{words['untested']}:")
     for item in card.not_tested:
         print(f"  {item.what[lang].rstrip('.。')}: {item.why[lang]}")
     print()
