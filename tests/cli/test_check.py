@@ -117,7 +117,7 @@ def asked(monkeypatch, tmp_path):
 def test_a_model_that_is_not_here_is_not_looked_for_in_the_net(asked, trialrun, monkeypatch, name):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, err = trialrun("check", "ntkeval", "--model", name)
-    assert (code, out, asked) == (5, "", [])
+    assert (code, out, asked) == (2, "", [])
     assert f"a pulled pack or a downloaded hub id, got {name!r}, which is none of them here" in err
     assert "add --online" in err
     assert len(err.strip().splitlines()) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trialrun.catalogue import Accepts, Card
 from trialrun.claims.contract import FILE_OPTIONS, On
-from trialrun.core.errors import NotRunnable, UsageError
+from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.material.packs import PACKS, require_pack
 
@@ -76,7 +76,7 @@ def check_model_is_here(card: Card, name: str) -> None:
 
     Raises
     ------
-    NotRunnable
+    UsageError
         If the model would have to be downloaded.
     """
     offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in _YES
@@ -85,7 +85,7 @@ def check_model_is_here(card: Card, name: str) -> None:
     plain, _, told = name.rpartition("@")
     where = plain if plain and told.isdigit() else name
     if not Path(where).expanduser().is_dir() and not _is_cached(where, card.family):
-        raise NotRunnable(
+        raise UsageError(
             f"--model must be a folder, a pulled pack or a downloaded hub id, got {where!r}, which "
             f"is none of them here: give the folder of a saved model, or add --online to ask the "
             f"hub for it"
