@@ -1,9 +1,11 @@
 import os
+import warnings
 
 import pytest
 
+from trialrun.claims import engine
 from trialrun.claims.engine import run_orders
-from trialrun.claims.units import Order, Unit
+from trialrun.claims.units import Order, Unit, failed
 from trialrun.core.errors import UsageError
 
 MODULE = "tests.claims.fake_trial"
@@ -88,6 +90,17 @@ def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path):
     lost = Order(Unit("better", "ours", 0), MODULE, "quick", tmp_path / "elsewhere")
     (done,) = outcomes(lost).values()
     assert "does not see the run folder" in done.error
+
+
+def test_a_worker_that_is_replaced_is_no_warning_to_the_user(order, monkeypatch, recwarn):
+    def pool(**_):
+        warnings.warn("A worker stopped while some jobs were given to the executor.", stacklevel=2)
+        return lambda calls: (call(*args, **kwargs) for call, args, kwargs in calls)
+
+    monkeypatch.setattr(engine, "Parallel", pool)
+    monkeypatch.setattr(engine, "run_unit", lambda order: failed(order, "not run", "limit"))
+    assert list(outcomes(order("ours"))) == ["odd--ours--0"]
+    assert not [warning for warning in recwarn if "worker stopped" in str(warning.message)]
 
 
 def test_an_unknown_engine_and_no_jobs_are_refused(order):

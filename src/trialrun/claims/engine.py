@@ -8,6 +8,7 @@ guilty one is given up.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,9 @@ _POLL_SECONDS = 0.2
 def _backend(engine: str, jobs: int) -> Iterator[None]:
     with ExitStack() as stack:
         if engine == "local":
+            # loky replaces a worker whose memory has grown, and loses no unit by it.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
             stack.enter_context(
                 parallel_config(backend="loky", n_jobs=max(2, jobs), inner_max_num_threads=1)
             )
