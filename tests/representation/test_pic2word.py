@@ -26,9 +26,12 @@ from trialrun.representation.pic2word import (
 from trialrun.representation.tiny_clip import (
     TinyClip,
     WordTokenizer,
+    _shifted,
+    _widened,
     fit_tiny_clip,
     load_tiny_clip,
     save_tiny_clip,
+    standardised,
 )
 
 WORDS = ("a", "photo", "drawing", "of", "and", "fox", "red")
@@ -101,8 +104,9 @@ def test_loss_at_clips_temperature_stays_finite_in_float32():
     assert torch.isfinite(symmetric_infonce(rows, -rows, 100.0))
 
 
+@pytest.mark.parametrize("opening", ["read anew", "read once"])
 @pytest.mark.parametrize("words", [1, 4, 7])
-def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words):
+def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words, opening):
     clip = tiny(torch.float64)
     prompt = " ".join(["a"] * words)
     ids = clip.tokenize([prompt])
@@ -112,7 +116,8 @@ def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words):
     assert longer[0].tolist() == wanted
     assert at.tolist() == [[place]]
     pseudo = draw(1, 1, 8, dtype=torch.float64).requires_grad_()
-    fast = clip.encode_text(longer, pseudo, at)[0]
+    read = clip.reader(longer, at) if opening == "read once" else None
+    fast = (read(pseudo) if read else clip.encode_text(longer, pseudo, at))[0]
     vectors = [clip.word_table()[i] for i in wanted]
     vectors[place] = pseudo[0, 0]
     slow = naive_text_feature(clip.model, vectors, place + 1)
@@ -121,6 +126,37 @@ def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words):
     (a,) = torch.autograd.grad((fast * weights).sum(), pseudo)
     (b,) = torch.autograd.grad((slow * weights).sum(), pseudo)
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_one_sentence_with_words_in_several_places_is_read_as_any_other():
+    clip = tiny(torch.float64)
+    ids = clip.tokenize(["a * and * of a fox"])
+    at = (ids == clip.star_id).nonzero()[:, 1][None]
+    pseudo = draw(5, 2, 8, dtype=torch.float64)
+    wanted = clip.encode_text(ids.expand(5, -1), pseudo, at.expand(5, -1))
+    torch.testing.assert_close(clip.reader(ids, at)(pseudo), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_tiny_clip_reads_many_sentences_as_it_reads_each():
+    model, words = (told := tiny(torch.float64)).model, told.tokenizer
+    texts = words([" ".join(["a", "red", "fox", "of"][: 1 + i % 4]) for i in range(200)])
+    alone = torch.cat([model.encode_text(row[None]) for row in texts])
+    torch.testing.assert_close(model.encode_text(texts), alone, rtol=1e-10, atol=1e-12)
+
+
+def test_a_shift_keeps_the_picture_and_continues_its_edge():
+    images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).reshape(2, 4, 5, 3)
+    wide = _widened(images, 2)
+    assert wide.shape == (2, 8, 9, 3)
+    moved = {tuple(_shifted(wide, torch.tensor([1]), torch.Generator().manual_seed(s), 2)
+                   .flatten().tolist()) for s in range(300)}  # fmt: skip
+    pixels = standardised(images[1:])
+    padded = torch.nn.functional.pad(pixels, (2, 2, 2, 2), mode="replicate")
+    wanted = {
+        tuple(padded[0, :, y : y + 4, x : x + 5].flatten().tolist())
+        for y in range(5) for x in range(5)
+    }  # fmt: skip
+    assert moved == wanted
 
 
 def test_a_real_word_as_pseudo_word_gives_the_sentence_with_that_word():
@@ -299,25 +335,24 @@ def test_a_loader_gives_what_its_cached_embeddings_give():
 
 
 @pytest.mark.parametrize("stop", [3, 7])
-def test_resumed_training_ends_with_the_same_bits(tmp_path, monkeypatch, stop):
+def test_resumed_training_ends_with_the_same_bits(tmp_path, stop):
     clip, features = tiny(), draw(12, 12)
     training = WordTraining(epochs=4, batch_size=5, lr=1e-2)  # 8 steps
     whole = ImageToWord(12, 8, hidden=5)
     straight = fit_image_to_word(whole, clip, features, training=training)
 
     file, broken = tmp_path / "run.safetensors", ImageToWord(12, 8, hidden=5)
-    real, calls = clip.encode_text, []
+    calls = []
 
-    def failing(*args):
+    def failing(*_):
         calls.append(1)
         if len(calls) > stop:
             raise KeyboardInterrupt
-        return real(*args)
 
-    monkeypatch.setattr(clip, "encode_text", failing)
+    handle = broken.register_forward_pre_hook(failing)
     with pytest.raises(KeyboardInterrupt):
         fit_image_to_word(broken, clip, features, training=training, checkpoint=file, save_every=2)
-    monkeypatch.setattr(clip, "encode_text", real)
+    handle.remove()
     again = ImageToWord(12, 8, hidden=5, seed=77)
     fit = fit_image_to_word(again, clip, features, training=training, checkpoint=file)
     assert fit.resumed_at == stop - stop % 2

@@ -11,7 +11,7 @@ and is cut off before the tower runs: "a photo of" and a pseudo-word are 6 token
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,6 +124,21 @@ class Clip:
             )
         length = int(self.end_of_text(ids).max()) + 1 if self._causal() else ids.shape[1]
         return self._text_features(ids[:, :length], words, at)
+
+    def reader(
+        self, ids: Int[Tensor, "1 tokens"], at: Int[Tensor, "1 stars"]
+    ) -> Callable[[Tensor], Tensor]:
+        """Return a function that reads one sentence with many sets of words put in.
+
+        It takes words (texts, stars, width) and returns embeddings (texts, embed), those of
+        `encode_text`. A tower that can (`TinyClip`'s) reads what stands before the first word only
+        here, so the function holds as long as the model's weights do not change.
+        """
+
+        def read(words: Tensor) -> Tensor:
+            return self.encode_text(ids.expand(len(words), -1), words, at.expand(len(words), -1))
+
+        return read
 
     def insert_at_end(
         self, ids: Int[Tensor, "texts tokens"]

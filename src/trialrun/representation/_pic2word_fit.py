@@ -177,6 +177,7 @@ def fit_image_to_word(
             "targets": tensor_digest(targets=aims),
             "CLIP": weights_digest(clip),
         }
+    read = clip.reader(ids, at)
     run = Run(mapper, training, len(features), seed, told)
     losses = run.resume(path) if path and path.is_file() else []
     begun, scale = len(losses), clip.logit_scale
@@ -187,7 +188,7 @@ def fit_image_to_word(
             rows = run.rows(step).to(clip.device)
             with torch.autocast(clip.device.type, torch.bfloat16, enabled=training.bfloat16):
                 words = mapper(features[rows].to(dtype))[:, None]
-                found = clip.encode_text(ids.expand(len(rows), -1), words, at.expand(len(rows), -1))
+                found = read(words)
             found, goal = unit(found), wanted[rows]
             if training.objective == "contrastive":
                 loss = symmetric_infonce(goal.to(found.dtype), found, scale)

@@ -31,6 +31,8 @@ from trialrun.representation._tiny_clip_parts import Blocks, WordTokenizer, eyes
 FORMAT = "trialrun-tiny-clip-1"
 CONFIG = "tiny_clip.json"
 _WEIGHTS = "weights.safetensors"
+_REACH = 2
+"""Pixels by which pictures are moved in training."""
 
 
 class TinyClip(nn.Module):
@@ -114,14 +116,26 @@ class TinyClip(nn.Module):
     ) -> Float[Tensor, "texts embed"]:
         """Return embeddings of the ids ``text``; unit vectors if ``normalize``."""
         ends = text.argmax(dim=1)
+        order = ends.argsort(stable=True)
+        # Sentences of like length are read together: padding is cut off at the longest.
+        parts = [self._at_end(text[rows], ends[rows]) for rows in _groups(order)]
+        x = torch.cat(parts)[order.argsort()]
+        x = self.ln_final(x) @ self.text_projection
+        return _unit(x) if normalize else x
+
+    def _at_end(self, text: Tensor, ends: Tensor) -> Tensor:
         length = int(ends.max()) + 1
         mask = self.get_buffer("attn_mask")[:length, :length]
         x = self.token_embedding(text[:, :length]) + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=mask)
-        x = self.ln_final(x[torch.arange(len(x), device=x.device), ends]) @ self.text_projection
-        return _unit(x) if normalize else x
+        return x[torch.arange(len(x), device=x.device), ends]
 
     forward = encode_image
+
+
+def _groups(order: Tensor) -> tuple[Tensor, ...]:
+    """Split rows into up to three runs; a few rows are not worth more than one."""
+    return order.chunk(min(3, 1 + len(order) // 64))
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -149,15 +163,20 @@ def shared_sentence_loss(
     return (each[0] + each[1]) / 2
 
 
-def _shifted(pixels: Tensor, generator: torch.Generator, reach: int) -> Tensor:
-    """Move each picture by up to ``reach`` pixels; what comes in is the edge's colour."""
-    n, _, height, width = pixels.shape
-    padded = nn.functional.pad(pixels, (reach,) * 4, mode="replicate")
-    moves = torch.randint(2 * reach + 1, (2, n), generator=generator)
-    rows = (moves[0][:, None] + torch.arange(height))[:, None, :, None]
-    columns = (moves[1][:, None] + torch.arange(width))[:, None, None, :]
-    which = torch.arange(n)[:, None, None, None]
-    return padded[which, torch.arange(3)[None, :, None, None], rows, columns]
+def _widened(images: Tensor, reach: int) -> Tensor:
+    """Continue pictures (n, height, width, 3) by ``reach`` pixels of their edge's colour."""
+    rows, columns = (
+        torch.arange(-reach, side + reach).clamp(0, side - 1) for side in images.shape[1:3]
+    )
+    return images[:, rows][:, :, columns]
+
+
+def _shifted(wide: Tensor, which: Tensor, generator: torch.Generator, reach: int) -> Tensor:
+    """Cut some pictures out of `_widened` ones, each moved by up to ``reach`` pixels."""
+    height, width = (side - 2 * reach for side in wide.shape[1:3])
+    down, right = torch.randint(2 * reach + 1, (2, len(which)), generator=generator)
+    windows = wide.unfold(1, height, 1).unfold(2, width, 1)
+    return standardised(windows[which, down, right].permute(0, 2, 3, 1))
 
 
 def fit_tiny_clip(
@@ -206,7 +225,7 @@ def fit_tiny_clip(
         )
     check_range("steps", steps, low=1)
     ids = torch.stack([tokenizer(list(texts)) for texts in captions])
-    pixels = standardised(images)
+    wide = _widened(images, _REACH)
     generator = torch.Generator().manual_seed(split(seed, "batches"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=float(lr), weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -221,13 +240,14 @@ def fit_tiny_clip(
         rows = torch.randperm(len(images), generator=generator)[:batch]
         drawn = torch.randint(ids.shape[1], (batch,), generator=generator)
         texts = ids[rows, drawn]
-        moved = _shifted(pixels[rows], generator, 2)
+        moved = _shifted(wide, rows, generator, _REACH)
         moved = moved.contiguous(memory_format=torch.channels_last)
         seen = model.encode_image(moved, normalize=True)
         # Equal sentences are encoded once: many pictures share a short one.
         unique, back = torch.unique(texts, dim=0, return_inverse=True)
         read = model.encode_text(unique, normalize=True)[back]
-        loss = shared_sentence_loss(seen, read, texts, model.logit_scale.exp().clamp(max=100))
+        same = back[:, None]  # sentences by number: what is equal is all that the loss asks
+        loss = shared_sentence_loss(seen, read, same, model.logit_scale.exp().clamp(max=100))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
