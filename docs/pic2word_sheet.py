@@ -17,7 +17,7 @@ from PIL import Image
 
 from trialrun.claims.contract import Context
 from trialrun.dossiers.pic2word.claim import TRIAL
-from trialrun.dossiers.pic2word.world import prepare, world_of
+from trialrun.dossiers.pic2word.world import drawn, prepare
 from trialrun.representation.pic2word import ImageToWord, load_clip
 from trialrun.representation.picture_index import ask, build_index, draw_hits
 
@@ -42,17 +42,18 @@ def main() -> None:
         if not (folder / "mapper.safetensors").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             prepare(ctx, folder)
-        emoji = world_of(ctx).held_out
+        emoji = drawn(ctx)[1]
+        names = [phrase.partition(" ")[2] for phrase in emoji.things.phrases]  # no article
         pictures = root / "pictures"
         pictures.mkdir()
-        for i, name in enumerate(emoji.names["en"]):
-            for s, style in enumerate(emoji.styles):
+        for i, name in enumerate(names):
+            for s, style in enumerate(emoji.things.styles):
                 file = f"{name.replace('/', ' ')} {style}.png"
                 Image.fromarray(emoji.images[i, s]).save(pictures / file)
         loaded = load_clip(folder)
         mapper = ImageToWord.load(folder / "mapper.safetensors")
         index = build_index(loaded, pictures, model=str(folder))
-        middle = [name for name in emoji.names["en"] if name.isascii() and len(name) < 20]
+        middle = [name for name in names if name.isascii() and len(name) < 20]
         step = len(middle) // len(ASKED)
         for number, (style, prompt) in enumerate(ASKED):
             image = pictures / f"{middle[number * step + step // 2].replace('/', ' ')} {style}.png"

@@ -121,8 +121,8 @@ class Blocks(nn.Module):
         attn_mask : Tensor (words, words of the opening and of ``x``), optional
         """
         mask = None if attn_mask is None else attn_mask.to(x.dtype)
-        for block, past in zip(self.resblocks, pasts or [None] * len(self.resblocks)):
-            x, _ = block(x, mask, past)
+        for i, block in enumerate(self.resblocks):
+            x, _ = block(x, mask, pasts[i] if pasts else None)
         return x
 
     def remember(self, x: Tensor, attn_mask: Tensor | None = None) -> list[Past]:
