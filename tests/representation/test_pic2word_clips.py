@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.representation.pic2word_tools import Fixed
 from tests.torchvision_stand_in import run_with_backbones
 from trialrun.core.errors import UsageError
 from trialrun.representation.pic2word import (
@@ -20,15 +21,6 @@ from trialrun.representation.pic2word import (
 transformers = pytest.importorskip("transformers")
 LETTERS = "abcdefghijklmnopqrstuvwxyz*,"
 MERGES = ["f o", "fo x</w>", "o f</w>"]
-
-
-class Fixed(torch.nn.Module):
-    def __init__(self, vector):
-        super().__init__()
-        self.vector = torch.nn.Parameter(vector)
-
-    def forward(self, features):
-        return self.vector.expand(*features.shape[:-1], -1)
 
 
 def tokenizer(folder, pad="<|endoftext|>"):

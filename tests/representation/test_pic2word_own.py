@@ -162,7 +162,7 @@ def test_names_are_held_out_by_seed_and_the_arms_run_on_them(original, tmp_path)
 
 
 def test_what_is_kept_loads_and_finds_a_picture_in_the_style_asked_for(original, tmp_path):
-    ctx = context(original, tmp_path, clip_steps=30, epochs=30)
+    ctx = context(original, tmp_path, clip_steps=60, epochs=40)
     lines = TRIAL.keep(ctx, tmp_path)
     held = {}
     exec(lines, held)  # what the user is told to run
