@@ -78,7 +78,7 @@ def test_damaged_unpaired_and_second_pictures_are_left_out_and_named(folder, cap
     TRIAL.check_on(context(folder))
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3
-    assert "names left out because a picture cannot be read: 1 (ink/thing-5.png (" in told[0]
+    assert "pictures that cannot be read, whose names are left out: 1 (ink/thing-5.png (" in told[0]
     assert told[1].endswith("names left out because some style lacks them: 1 (thing-6)")
     assert told[2].endswith("pictures left out because another has their name: 1 (ink/thing-8.png)")
 
@@ -127,7 +127,10 @@ def _no_words(folder):
             _too_few,
             r"must share at least 60 names .*, got 59 \(pictures: ink 59, wet_paint 60; ",
         ),
-        (_too_few_readable, r"got 59 \(pictures: ink 60, wet_paint 60; .* cannot be read: 1 "),
+        (
+            _too_few_readable,
+            r"got 59 \(pictures: ink 60, wet_paint 60; pictures that cannot .*: 1 ",
+        ),
         (_empty_style, r"got 0 \(pictures: blank 0, ink 60, wet_paint 60"),
         (_alike, "the style folders 'Ink_' and 'ink' read as the same words, 'ink': rename one"),
         (_no_words, "the style folder '__' must be named in 1 to 8 words, got 0: rename it"),

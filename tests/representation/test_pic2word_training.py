@@ -1,5 +1,7 @@
 """The mapper's training: its loss, its settings, and runs that are taken up again."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -213,3 +215,14 @@ def test_training_settings_are_checked(settings, said):
 def test_a_prompt_that_fills_the_context_leaves_no_room_for_a_word():
     with pytest.raises(ValueError, match="fills all 10 tokens"):
         fit_image_to_word(ImageToWord(12, 8), tiny(), draw(4, 12), prompt=" ".join(["a"] * 8))
+
+
+def test_unit_embeddings_are_told_to_be_the_wrong_ones():
+    clip, features = tiny(), draw(6, 12)
+    training = WordTraining(epochs=1, batch_size=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_image_to_word(ImageToWord(12, 8), clip, features, training=training)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    with pytest.warns(UserWarning, match="all embeddings are unit vectors"):
+        fit_image_to_word(ImageToWord(12, 8), clip, unit, training=training)

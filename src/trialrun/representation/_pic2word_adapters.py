@@ -81,6 +81,10 @@ class _OpenClip(Clip):
     def _pixel_dtype(self) -> torch.dtype:
         return next(self.model.visual.parameters()).dtype  # type: ignore[union-attr]
 
+    def _sides(self) -> tuple[int, int] | None:
+        size = getattr(self.model.visual, "image_size", None)
+        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+
     def _image_features(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)  # type: ignore[operator]
 
@@ -156,6 +160,10 @@ class _TransformersClip(Clip):
 
     def _pixel_dtype(self) -> torch.dtype:
         return next(self.model.vision_model.parameters()).dtype  # type: ignore[union-attr]
+
+    def _sides(self) -> tuple[int, int]:
+        size = int(self.model.config.vision_config.image_size)  # type: ignore[union-attr, arg-type]
+        return size, size
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         return _pooled(self.model.get_image_features(pixel_values=pixels))  # type: ignore[operator]

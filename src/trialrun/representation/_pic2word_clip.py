@@ -88,12 +88,20 @@ class Clip:
         self, pixels: Float[Tensor, "pictures 3 height width"]
     ) -> Float[Tensor, "pictures embed"]:
         """Return the embeddings of ``pixels`` after CLIP's projection, not normalised."""
+        got = f"got {tuple(pixels.shape)}"
         if pixels.ndim != 4 or pixels.shape[1] != 3:
+            hint = ": one picture still needs its first axis" if pixels.ndim == 3 else ""
+            raise ValueError(f"pixels must have shape (pictures, 3, height, width), {got}{hint}")
+        try:
+            return self._image_features(pixels.to(self.device, self._pixel_dtype()))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            sides = self._sides()  # many networks take others as well
+            if sides is None or tuple(pixels.shape[2:]) == sides:
+                raise
             raise ValueError(
-                "pixels must have shape (pictures, 3, height, width), "
-                f"got {tuple(pixels.shape)}: one picture still needs its first axis"
-            )
-        return self._image_features(pixels.to(self.device, self._pixel_dtype()))
+                f"pixels must have shape (pictures, 3, {sides[0]}, {sides[1]}) for this model, "
+                f"{got}: pass pictures through the model's preprocess (load_clip gives it) first"
+            ) from error
 
     def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, texts]:
         """Return the position at which the model itself reads each sentence."""
@@ -196,6 +204,10 @@ class Clip:
 
     def _pixel_dtype(self) -> torch.dtype:
         raise NotImplementedError
+
+    def _sides(self) -> tuple[int, int] | None:
+        """Return height and width of the pictures that the model was made for, if it tells."""
+        return None
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError

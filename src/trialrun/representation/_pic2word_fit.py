@@ -7,6 +7,7 @@ CLIP's frozen temperature). CLIP stays in eval; gradients flow through its text 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ from trialrun.representation._pic2word_clip import Clip, tensor_digest, weights_
 from trialrun.representation._pic2word_compose import unit
 from trialrun.representation._pic2word_pictures import embed_batches
 from trialrun.representation._pic2word_run import Run, WordTraining, check_whole, joined
+
+_UNIT = 1e-3
+"""Lengths this close to 1 for every picture are no chance."""
 
 
 class WordFit(NamedTuple):
@@ -74,7 +78,14 @@ def _features_of(clip: Clip, images: Tensor | Iterable[Any]) -> Tensor:
         )
     if len(features) < 2:
         raise ValueError(f"at least 2 pictures are needed to tell apart, got {len(features)}")
-    return _usable(features, "embeddings").to(clip.device)
+    features = _usable(features, "embeddings")
+    if (features.float().norm(dim=1) - 1).abs().max() < _UNIT:
+        warnings.warn(
+            "all embeddings are unit vectors, and the mapper is trained on those that are not "
+            "normalised, as queries will not be: encode with normalize=False",
+            stacklevel=3,
+        )
+    return features.to(clip.device)
 
 
 def _usable(features: Tensor, what: str) -> Tensor:

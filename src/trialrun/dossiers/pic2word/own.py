@@ -140,7 +140,7 @@ def read_own(folder: str | Path) -> Own:
     broken = [f"{_within(root, p)} ({w})" for p, w in zip(paths, read) if isinstance(w, str)]
     doubles = [_within(root, path) for _, more in listed for path in more]
     left_out = (
-        *_told("names left out because a picture cannot be read", broken),
+        *_told("pictures that cannot be read, whose names are left out", broken),
         *_told("names left out because some style lacks them", sorted(every.difference(shared))),
         *_told("pictures left out because another has their name", doubles),
     )
