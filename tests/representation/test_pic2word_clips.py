@@ -174,6 +174,13 @@ def test_a_folder_that_lacks_weights_or_is_no_clip_is_refused(hub, tmp_path, no_
         load_clip(other)
 
 
+def test_a_folder_without_a_tokenizer_is_refused(hub, tmp_path):
+    model, _ = hub(False)
+    model.save_pretrained(tmp_path / "clip")
+    with pytest.raises(UsageError, match="has no tokenizer that goes with its text tower"):
+        load_clip(tmp_path / "clip")
+
+
 def test_a_hub_ids_own_mean_and_deviation_are_used(hub, tmp_path, monkeypatch):
     model, words = hub(False)
     model.float().save_pretrained(tmp_path)

@@ -133,6 +133,13 @@ def _from_transformers(name: str) -> Loaded:
         )
     mean, std = _told(file) if file else (_MEAN, _STD)
     clip = as_clip(model.eval(), tokenizer)
+    try:
+        _ = clip.star_id
+    except ValueError as error:
+        raise UsageError(
+            f"{name!r} has no tokenizer that goes with its text tower, save the model's own beside "
+            f"it: {error}"
+        ) from error
     prepare = Preprocess(model.config.vision_config.image_size, mean, std)
     return Loaded(clip, prepare, clip.tokenizer)
 

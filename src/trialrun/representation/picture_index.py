@@ -130,7 +130,8 @@ def ask(
         )
     if images and mapper is None:
         raise UsageError(
-            "a picture in a sentence needs a mapper: name one trained for this model (--mapper)"
+            "a picture in a sentence needs a mapper: name one trained for this model (--mapper), "
+            "or train one on pictures alone with fit_image_to_word"
         )
     if mapper is not None:
         got = (mapper.image_width, mapper.word_width)
