@@ -9,6 +9,7 @@ that an earlier run left there.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ def hits(world: World, query: Tensor, own: int, right: int) -> list[tuple[int, s
     k = len(world.styles)
     found = []
     for rank, row in enumerate(order[:TOP], start=1):
-        name = world.held_out.phrases[row // k].partition(" ")[2]
+        name = re.sub("^an? ", "", world.held_out.phrases[row // k])
         found.append((int(row), f"{rank}  {'RIGHT: ' if row == right else ''}{name}"))
     return found
 
