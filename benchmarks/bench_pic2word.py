@@ -116,7 +116,7 @@ def main() -> None:
         features = clip.encode_image(pixels)
     cached = compare(
         "pic2word training, cached embeddings against encoding pictures each step",
-        fitting(clip, features, 2), fitting(clip, [pixels], 2), repeats=5, faster=True,
+        fitting(clip, features, 2), fitting(clip, [pixels], 2), repeats=3, faster=True,
         at_least=1.5,
     )  # fmt: skip
     rows = [
@@ -125,7 +125,7 @@ def main() -> None:
         figure("pic2word, from pictures", 2 * BATCH / cached["other_seconds"], "pictures/s"),
         compare(
             "pic2word step, padding cut off against all 77 tokens",
-            fitting(clip, features, 1), untrimmed(clip, features), repeats=5, faster=True,
+            fitting(clip, features, 1), untrimmed(clip, features), repeats=3, faster=True,
             at_least=3.0,
         ),
         compare(

@@ -8,7 +8,7 @@ CLIP's frozen temperature). CLIP stays in eval; gradients flow through its text 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,7 +179,6 @@ def fit_image_to_word(
     wanted = unit(aims)
     ids, at = clip.insert_at_end(clip.tokenize([prompt]))
     mapper.to(clip.device).train()
-    dtype = next(mapper.parameters()).dtype
     path = None if checkpoint is None else Path(checkpoint)
     told = {"prompt": prompt}
     if path:
@@ -188,23 +187,16 @@ def fit_image_to_word(
             "targets": tensor_digest(targets=aims),
             "CLIP": weights_digest(clip),
         }
-    read = clip.reader(ids, at)
     run = Run(mapper, training, len(features), seed, told)
     losses = run.resume(path) if path and path.is_file() else []
     begun, scale = len(losses), clip.logit_scale
     devices = [clip.device] if clip.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), clip.frozen(), torch.enable_grad():
+        read = clip.reader(ids, at)
         for step in range(begun, run.steps):
             torch.manual_seed(split(seed, "dropout", step))
             rows = run.rows(step).to(clip.device)
-            with torch.autocast(clip.device.type, torch.bfloat16, enabled=training.bfloat16):
-                words = mapper(features[rows].to(dtype))[:, None]
-                found = read(words)
-            found, goal = unit(found), wanted[rows]
-            if training.objective == "contrastive":
-                loss = symmetric_infonce(goal.to(found.dtype), found, scale)
-            else:
-                loss = (found - goal).square().sum(dim=1).mean()
+            loss = _loss(mapper, read, features[rows], wanted[rows], training, scale)
             run.update(loss, step)
             losses.append(loss.detach())  # not read here: that would wait for the device
             if path and (step + 1) % save_every == 0 and step + 1 < run.steps:
@@ -213,3 +205,21 @@ def fit_image_to_word(
         run.save(path, run.steps, losses)
     mapper.eval()
     return WordFit(joined(losses), run.steps, len(features), begun)
+
+
+def _loss(
+    mapper: nn.Module,
+    read: Callable[[Tensor], Tensor],
+    features: Tensor,
+    goal: Tensor,
+    training: WordTraining,
+    scale: float,
+) -> Tensor:
+    """Return the loss of a batch whose sentences must find ``goal``, unit vectors."""
+    dtype = next(mapper.parameters()).dtype
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=training.bfloat16):
+        found = read(mapper(features.to(dtype))[:, None])
+    found = unit(found)
+    if training.objective == "contrastive":
+        return symmetric_infonce(goal.to(found.dtype), found, scale)
+    return (found - goal).square().sum(dim=1).mean()

@@ -192,7 +192,7 @@ def true_name(ctx: Context) -> Measurement:
 TRIAL = Trial(
     budgets={
         "smoke": Size(seeds=2, code_points=24, clip_steps=3, epochs=2),
-        "quick": Size(seeds=3, first_seed=70, code_points=700, clip_steps=120, epochs=30),
+        "quick": Size(seeds=3, first_seed=70, code_points=700, clip_steps=110, epochs=30),
         "full": Size(seeds=5, first_seed=100, code_points=None, clip_steps=230, epochs=20),
     },
     prepare={"clip": prepare},
