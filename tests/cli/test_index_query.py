@@ -19,7 +19,7 @@ from trialrun.material.emoji import load_emoji
 from trialrun.representation import pic2word
 from trialrun.representation._pic2word_sheet import contact_sheet
 from trialrun.representation.pic2word import ImageToWord, find_pictures, load_clip
-from trialrun.representation.picture_index import PictureIndex, ask, build_index
+from trialrun.representation.picture_index import PictureIndex, _names, ask, build_index
 from trialrun.representation.retrieval import cosine_scores, ranking
 from trialrun.representation.tiny_clip import TinyClip, WordTokenizer, save_tiny_clip
 
@@ -307,3 +307,8 @@ def test_the_lines_of_the_docs_run_as_pasted(place, tmp_path, monkeypatch):
     exec(compile(block, "docs/methods.md", "exec"), held)
     assert held["q"].shape == (64,)
     assert (tmp_path / "here" / "mapper.safetensors").is_file()
+
+
+def test_hits_of_one_name_in_two_folders_are_told_apart():
+    paths = [Path("a/1.png"), Path("b/1.png"), Path("b/2.png")]
+    assert _names(paths) == ["a/1.png", "b/1.png", "2.png"]

@@ -1,4 +1,4 @@
-"""The mapper, where its word goes, training, and queries, on the tiny CLIP."""
+"""The mapper, where its word goes, and queries, on the tiny CLIP."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from PIL import Image
 from tests.naive.pic2word import (
     naive_image_to_word,
     naive_insert,
-    naive_loss,
     naive_text_feature,
 )
+from tests.representation.pic2word_tools import Fixed, draw, tiny, word
 from trialrun.core.errors import UsageError
 from trialrun.representation.pic2word import (
     ImageToWord,
@@ -20,51 +20,8 @@ from trialrun.representation.pic2word import (
     fit_image_to_word,
     mixture,
     nearest_words,
-    symmetric_infonce,
     text_only,
 )
-from trialrun.representation.tiny_clip import (
-    TinyClip,
-    WordTokenizer,
-    fit_tiny_clip,
-    load_tiny_clip,
-    save_tiny_clip,
-)
-
-WORDS = ("a", "photo", "drawing", "of", "and", "fox", "red")
-
-
-def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def tiny(dtype=torch.float32, context=10):
-    words = WordTokenizer(WORDS, context_length=context)
-    model = TinyClip(
-        words.vocab_size, size=8, embed_dim=12, width=8, layers=2, heads=2,
-        context_length=context, channels=(4,),
-    )  # fmt: skip
-    with torch.no_grad():  # larger than at the start, so that words matter
-        model.token_embedding.weight.normal_(generator=torch.Generator().manual_seed(1))
-        for block in model.transformer.resblocks:
-            block.qkv.weight.mul_(4)
-            block.out.weight.mul_(8)
-    return as_clip(model.to(dtype).eval(), words)
-
-
-def word(clip, name):
-    return clip.word_table()[clip.tokenize([name])[0, 1]].detach()
-
-
-class Fixed(torch.nn.Module):
-    """A mapper that says one real word whatever it sees."""
-
-    def __init__(self, vector):
-        super().__init__()
-        self.vector = torch.nn.Parameter(vector)
-
-    def forward(self, features):
-        return self.vector.expand(*features.shape[:-1], -1)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 63])
@@ -85,24 +42,9 @@ def test_mapper_matches_the_slow_twin_with_gradients(batch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 63])
-def test_loss_matches_the_slow_twin_with_gradients(batch):
-    v, p = (draw(batch, 5, seed=s, dtype=torch.float64).requires_grad_() for s in (0, 1))
-    unit = torch.nn.functional.normalize
-    fast = symmetric_infonce(unit(v, dim=1), unit(p, dim=1), 1 / 0.07)
-    slow = naive_loss(v, p, 0.07)
-    torch.testing.assert_close(fast, slow)
-    for a, b in zip(torch.autograd.grad(fast, (v, p)), torch.autograd.grad(slow, (v, p))):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
-
-
-def test_loss_at_clips_temperature_stays_finite_in_float32():
-    rows = torch.eye(4)
-    assert torch.isfinite(symmetric_infonce(rows, -rows, 100.0))
-
-
+@pytest.mark.parametrize("opening", ["read anew", "read once"])
 @pytest.mark.parametrize("words", [1, 4, 7])
-def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words):
+def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words, opening):
     clip = tiny(torch.float64)
     prompt = " ".join(["a"] * words)
     ids = clip.tokenize([prompt])
@@ -112,7 +54,8 @@ def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words):
     assert longer[0].tolist() == wanted
     assert at.tolist() == [[place]]
     pseudo = draw(1, 1, 8, dtype=torch.float64).requires_grad_()
-    fast = clip.encode_text(longer, pseudo, at)[0]
+    read = clip.reader(longer, at) if opening == "read once" else None
+    fast = (read(pseudo) if read else clip.encode_text(longer, pseudo, at))[0]
     vectors = [clip.word_table()[i] for i in wanted]
     vectors[place] = pseudo[0, 0]
     slow = naive_text_feature(clip.model, vectors, place + 1)
@@ -121,6 +64,15 @@ def test_word_is_inserted_at_the_end_of_the_text_and_read_one_further(words):
     (a,) = torch.autograd.grad((fast * weights).sum(), pseudo)
     (b,) = torch.autograd.grad((slow * weights).sum(), pseudo)
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_one_sentence_with_words_in_several_places_is_read_as_any_other():
+    clip = tiny(torch.float64)
+    ids = clip.tokenize(["a * and * of a fox"])
+    at = (ids == clip.star_id).nonzero()[:, 1][None]
+    pseudo = draw(5, 2, 8, dtype=torch.float64)
+    wanted = clip.encode_text(ids.expand(5, -1), pseudo, at.expand(5, -1))
+    torch.testing.assert_close(clip.reader(ids, at)(pseudo), wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_a_real_word_as_pseudo_word_gives_the_sentence_with_that_word():
@@ -264,143 +216,6 @@ def test_clip_and_mapper_come_back_in_their_modes():
     assert one.shape == (2, 12)
 
 
-def test_training_teaches_words_that_stand_for_their_pictures():
-    clip = tiny()
-    clip.model.logit_scale.data.fill_(4.6)  # about log 100, as in CLIP
-    ids, at = clip.insert_at_end(clip.tokenize(["a photo of"] * 40))
-    features = 3 * clip.encode_text(ids, 5 * draw(40, 1, 8), at).detach()  # some word says each
-    mapper = ImageToWord(12, 8, hidden=64)
-    training = WordTraining(epochs=150, batch_size=20, lr=1e-2)
-    fit = fit_image_to_word(mapper, clip, features, prompt="a photo of", training=training)
-    assert fit.steps == 300
-    assert fit.losses[-10:].mean() < 0.6 * fit.losses[:5].mean()
-    shares = []
-    for one in (ImageToWord(12, 8, hidden=64), mapper):
-        made = compose_features(clip, one, features, "a photo of *")
-        right = (made @ torch.nn.functional.normalize(features, dim=1).T).argmax(1)
-        shares.append((right == torch.arange(40)).float().mean())
-    assert shares[0] < 0.1 < 0.2 < shares[1]  # chance: 0.025
-
-
-def test_a_loader_gives_what_its_cached_embeddings_give():
-    clip = tiny()
-    pictures = draw(8, 3, 8, 8)
-    training = WordTraining(epochs=2, batch_size=4, lr=1e-2)
-    made = []
-    for images in (clip.encode_image(pictures).detach(), [(pictures[:5], "name"), pictures[5:]]):
-        mapper = ImageToWord(12, 8, hidden=5)
-        fit_image_to_word(mapper, clip, images, training=training)
-        made.append(mapper.fc_out.weight)
-    torch.testing.assert_close(*made)
-    with pytest.raises(ValueError, match="at least one batch, got none"):
-        fit_image_to_word(mapper, clip, [])
-    with pytest.raises(ValueError, match="must give tensors"):
-        fit_image_to_word(mapper, clip, ["a.png"])
-
-
-@pytest.mark.parametrize("stop", [3, 7])
-def test_resumed_training_ends_with_the_same_bits(tmp_path, monkeypatch, stop):
-    clip, features = tiny(), draw(12, 12)
-    training = WordTraining(epochs=4, batch_size=5, lr=1e-2)  # 8 steps
-    whole = ImageToWord(12, 8, hidden=5)
-    straight = fit_image_to_word(whole, clip, features, training=training)
-
-    file, broken = tmp_path / "run.safetensors", ImageToWord(12, 8, hidden=5)
-    real, calls = clip.encode_text, []
-
-    def failing(*args):
-        calls.append(1)
-        if len(calls) > stop:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(clip, "encode_text", failing)
-    with pytest.raises(KeyboardInterrupt):
-        fit_image_to_word(broken, clip, features, training=training, checkpoint=file, save_every=2)
-    monkeypatch.setattr(clip, "encode_text", real)
-    again = ImageToWord(12, 8, hidden=5, seed=77)
-    fit = fit_image_to_word(again, clip, features, training=training, checkpoint=file)
-    assert fit.resumed_at == stop - stop % 2
-    torch.testing.assert_close(fit.losses, straight.losses, rtol=0, atol=0)
-    for a, b in zip(again.parameters(), whole.parameters()):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-    done = fit_image_to_word(again, clip, features, training=training, checkpoint=file)
-    assert done.resumed_at == done.steps == 8
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    clip, file = tiny(), tmp_path / "run.safetensors"
-    training = WordTraining(epochs=1, batch_size=5)
-    fit_image_to_word(ImageToWord(12, 8), clip, draw(12, 12), training=training, checkpoint=file)
-    with pytest.raises(UsageError, match=r"belongs to another run \(other seed\)"):
-        fit_image_to_word(
-            ImageToWord(12, 8), clip, draw(12, 12), training=training, checkpoint=file, seed=1
-        )
-    file.write_bytes(b"damaged")
-    with pytest.raises(UsageError, match="is damaged, delete it"):
-        fit_image_to_word(
-            ImageToWord(12, 8), clip, draw(12, 12), training=training, checkpoint=file
-        )
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"features": draw(12, 12, seed=9)}, "other embeddings, targets"),
-        ({"targets": draw(12, 12, seed=9)}, "other targets"),
-        ({"clip": True}, "other CLIP"),
-        ({"hidden": 4}, "other mapper"),
-        ({"dropout": 0.3}, "other dropout"),
-        ({"prompt": "a drawing of"}, "other prompt"),
-    ],
-)
-def test_a_checkpoint_knows_its_pictures_clip_and_mapper(tmp_path, changed, said):
-    file, training = tmp_path / "run.safetensors", WordTraining(epochs=1, batch_size=5)
-
-    own = draw(12, 12)
-
-    def fit(features=own, clip=False, hidden=5, dropout=0.1, **more):
-        used = tiny()
-        if clip:
-            used.model.ln_final.weight.data.mul_(1.5)
-        mapper = ImageToWord(12, 8, hidden=hidden, dropout=dropout)
-        return fit_image_to_word(mapper, used, features, training=training, checkpoint=file, **more)
-
-    fit()
-    assert fit().resumed_at == 2
-    with pytest.raises(UsageError, match=rf"belongs to another run \({said}\)"):
-        fit(**changed)
-
-
-def test_embeddings_with_gradients_or_of_inference_mode_serve():
-    clip, training = tiny(), WordTraining(epochs=1, batch_size=4)
-    with torch.inference_mode():
-        inferred = clip.encode_image(draw(4, 3, 8, 8))
-    graph = clip.encode_image(draw(4, 3, 8, 8))
-    assert graph.requires_grad
-    made = []
-    for features in (graph, inferred, graph.detach()):
-        mapper = ImageToWord(12, 8, hidden=5)
-        fit_image_to_word(mapper, clip, features, training=training)
-        made.append(mapper.fc_out.weight)
-    for mode in (torch.no_grad, torch.inference_mode):
-        mapper = ImageToWord(12, 8, hidden=5)
-        with mode():
-            fit_image_to_word(mapper, clip, graph, training=training)
-        made.append(mapper.fc_out.weight)
-    for weight in made[1:]:
-        torch.testing.assert_close(weight, made[0], rtol=0, atol=0)
-    assert all(weight.grad is None for weight in clip.model.parameters())
-
-
-def test_targets_must_be_finite():
-    mapper = ImageToWord(12, 8)
-    before = mapper.fc_out.weight.clone()
-    with pytest.raises(ValueError, match="targets must be finite, got 4 that are not"):
-        fit_image_to_word(mapper, tiny(), draw(4, 12), targets=torch.full((4, 12), torch.nan))
-    torch.testing.assert_close(mapper.fc_out.weight, before)
-
-
 def test_pictures_that_are_no_tensors_and_no_prompts_are_refused():
     clip, mapper = tiny(), ImageToWord(12, 8)
     for picture in (Image.new("RGB", (8, 8)), [Image.new("RGB", (8, 8))], "fox.png"):
@@ -410,52 +225,6 @@ def test_pictures_that_are_no_tensors_and_no_prompts_are_refused():
         compose(clip, None, mapper, draw(3, 8, 8), [])
     with pytest.raises(ValueError, match="prompts must hold at least one sentence"):
         text_only(clip, [], star="removed")
-
-
-def test_settings_must_be_whole(no_annotation_checks):
-    for settings in ({"epochs": 1.5}, {"batch_size": 2.5}, {"warmup": 0.1}, {"epochs": True}):
-        with pytest.raises(ValueError, match=f"{next(iter(settings))} must be .* a whole number"):
-            WordTraining(**settings)
-
-
-def test_rate_warms_up_then_falls_along_a_cosine():
-    training = WordTraining(lr=1.0, warmup=10)
-    assert [training.rate(s, 110) for s in (0, 9, 10, 60, 110)] == pytest.approx(
-        [0.1, 1.0, 1.0, 0.5, 0.0]
-    )
-    assert WordTraining(lr=1.0).rate(9_999, 1_000_000) == 1.0  # the paper's 10,000 steps
-    assert WordTraining(lr=1.0).rate(4, 50) == 1.0  # a tenth of a short run
-
-
-def test_biases_are_not_decayed():
-    clip, mapper = tiny(), ImageToWord(12, 8, hidden=5)
-    before = {k: v.clone() for k, v in mapper.state_dict().items()}
-    # At equal pictures and targets of a batch of copies no gradient is left but decay.
-    features = torch.ones(4, 12)
-    training = WordTraining(epochs=1, batch_size=4, lr=1e-3, weight_decay=100.0, warmup=0)
-    fit_image_to_word(mapper, clip, features, training=training)
-    after = mapper.state_dict()
-    shrunk = (after["fc_out.weight"] / before["fc_out.weight"]).median()
-    assert 0.8 < shrunk < 0.95
-    assert (after["fc_out.bias"] - before["fc_out.bias"]).abs().max() < 2e-3
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"batch_size": 1}, "batch_size must be at least 2"),
-        ({"objective": "l1"}, "objective must be one of contrastive, mse, got 'l1'"),
-    ],
-)
-def test_training_settings_are_checked(settings, said):
-    with pytest.raises(ValueError, match=said):
-        WordTraining(**settings)
-
-
-def test_a_prompt_that_fills_the_context_leaves_no_room_for_a_word():
-    with pytest.raises(ValueError, match="fills all 10 tokens"):
-        fit_image_to_word(ImageToWord(12, 8), tiny(), draw(4, 12), prompt=" ".join(["a"] * 8))
 
 
 def test_the_authors_checkpoint_loads(tmp_path):
@@ -514,29 +283,3 @@ def test_a_tokenizer_without_a_star_of_its_own_is_refused():
     clip.tokenizer = lambda texts: torch.tensor([[3, 4, 4, 11]] * len(texts))
     with pytest.raises(ValueError, match=r"must read '\*' as one token"):
         _ = clip.star_id
-
-
-def test_tiny_clip_learns_and_comes_back_from_disk(tmp_path):
-    words = WordTokenizer(("a", "red", "blue"), context_length=6)
-    model = TinyClip(words.vocab_size, size=8, embed_dim=8, width=8, layers=1, heads=2,
-                     context_length=6, channels=(4,))  # fmt: skip
-    images = torch.zeros(20, 8, 8, 3, dtype=torch.uint8)
-    images[::2, ..., 0], images[1::2, ..., 2] = 250, 250
-    captions = [["a red", "red"], ["a blue", "blue"]] * 10
-    losses = fit_tiny_clip(model, words, images, captions, steps=60, batch_size=20, lr=1e-2)
-    assert losses[-1] < losses[0]
-    save_tiny_clip(model, words, tmp_path)
-    loaded, same = load_tiny_clip(tmp_path)
-    assert same.words == words.words
-    pixels = draw(2, 3, 8, 8)
-    torch.testing.assert_close(
-        loaded.encode_image(pixels), model.encode_image(pixels), rtol=0, atol=0
-    )
-    seen = loaded.encode_image(images[:2].permute(0, 3, 1, 2).float() / 127.5 - 1)
-    text = loaded.encode_text(words(["a red", "a blue"]))
-    assert (seen @ text.T).argmax(1).tolist() == [0, 1]
-    (tmp_path / "weights.safetensors").write_bytes(b"x")
-    with pytest.raises(UsageError, match="holds a damaged model"):
-        load_tiny_clip(tmp_path)
-    with pytest.raises(UsageError, match="holds no tiny CLIP"):
-        load_tiny_clip(tmp_path / "nowhere")

@@ -24,19 +24,20 @@ def ctx(tmp_path_factory):
 
 
 def test_held_out_code_points_are_in_no_training_picture_or_sentence(ctx):
-    train, test = world._emoji(ctx)
-    assert not set(train.code_points) & set(test.code_points)
+    train, test = (part.things for part in world.drawn(ctx))
+    assert not set(train.keys) & set(test.keys)
     seen = world.world_of(ctx)
     assert len(seen.train) == len(train) * 3
-    assert seen.held_out.code_points == test.code_points
-    told = {sentence for four in world._captions(train) for sentence in four}
+    assert seen.held_out == test
+    assert seen.seen == train
+    told = {sentence for four in train.captions() for sentence in four}
     assert not told & {test.caption(i, style=s) for i in range(len(test)) for s in test.styles}
 
 
 def test_seeds_hold_out_other_code_points(ctx):
     larger = replace(ctx.budget, code_points=150)  # several of each sub-category
     one, other = (Context(budget=larger, seed=seed) for seed in (3, 4))
-    assert world._emoji(one)[1].code_points != world._emoji(other)[1].code_points
+    assert world.drawn(one)[1].things.keys != world.drawn(other)[1].things.keys
 
 
 def test_the_sentence_is_worded_like_the_captions(ctx):
@@ -49,7 +50,7 @@ def test_the_sentence_is_worded_like_the_captions(ctx):
 def test_an_oracle_finds_everything_and_the_query_is_not_in_its_gallery(ctx):
     seen = world.world_of(ctx)
     n = len(seen.held_out)
-    plain = world.World(seen.clip, seen.words, seen.train, torch.eye(3 * n), seen.held_out)
+    plain = replace(seen, test=torch.eye(3 * n))
     at = {style: s for s, style in enumerate(seen.styles)}
 
     def oracle(features, style):
@@ -74,11 +75,11 @@ def test_all_arms_of_a_seed_share_one_clip_and_agree_with_themselves(ctx):
 
 
 def test_the_weighted_sum_is_chosen_on_training_drawings_alone(ctx, monkeypatch):
-    train, test = world._emoji(ctx)
+    train, test = (part.things for part in world.drawn(ctx))
     seen, held = world.training_world(ctx), world.world_of(ctx)
-    assert set(seen.held_out.code_points) <= set(train.code_points)
+    assert set(seen.held_out.keys) <= set(train.keys)
     assert len(seen.held_out) == len(test)
-    places = [train.code_points.index(c) for c in seen.held_out.code_points]
+    places = [train.keys.index(c) for c in seen.held_out.keys]
     assert torch.equal(seen.test.view(len(test), 3, -1), held.train.view(-1, 3, 64)[places])
     # Whatever the held-out drawings say, the share is the same; each arm is one run on them.
     found = {s: claim._weighted(seen, s).points["value"] for s in claim.WEIGHTS}

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.representation.pic2word_tools import Fixed
 from tests.torchvision_stand_in import run_with_backbones
 from trialrun.core.errors import UsageError
 from trialrun.representation.pic2word import (
@@ -20,15 +21,6 @@ from trialrun.representation.pic2word import (
 transformers = pytest.importorskip("transformers")
 LETTERS = "abcdefghijklmnopqrstuvwxyz*,"
 MERGES = ["f o", "fo x</w>", "o f</w>"]
-
-
-class Fixed(torch.nn.Module):
-    def __init__(self, vector):
-        super().__init__()
-        self.vector = torch.nn.Parameter(vector)
-
-    def forward(self, features):
-        return self.vector.expand(*features.shape[:-1], -1)
 
 
 def tokenizer(folder, pad="<|endoftext|>"):
@@ -118,6 +110,15 @@ def test_transformers_image_embeddings_are_not_normalised(hub):
     assert (made.norm(dim=1) - 1).abs().min() > 1e-3
 
 
+def test_pictures_of_another_size_are_one_sentence(hub):
+    model, words = hub(False)
+    clip = as_clip(model, words)
+    with pytest.raises(ValueError, match=r"3, 16, 16\) for this model, got \(2, 3, 24, 16\): pass"):
+        clip.encode_image(torch.rand(2, 3, 24, 16))
+    with pytest.raises(ValueError, match=r"got \(2, 1, 16, 16\)$"):
+        clip.encode_image(torch.rand(2, 1, 16, 16))
+
+
 def test_transformers_says_when_no_sentence_ends(hub):
     model, words = hub(False)
     with pytest.raises(ValueError, match="sentence 1 has no end-of-text id"):
@@ -173,6 +174,13 @@ def test_a_folder_that_lacks_weights_or_is_no_clip_is_refused(hub, tmp_path, no_
         load_clip(other)
 
 
+def test_a_folder_without_a_tokenizer_is_refused(hub, tmp_path):
+    model, _ = hub(False)
+    model.save_pretrained(tmp_path / "clip")
+    with pytest.raises(UsageError, match="has no tokenizer that goes with its text tower"):
+        load_clip(tmp_path / "clip")
+
+
 def test_a_hub_ids_own_mean_and_deviation_are_used(hub, tmp_path, monkeypatch):
     model, words = hub(False)
     model.float().save_pretrained(tmp_path)
@@ -214,6 +222,7 @@ def test_open_clip_of_both_kinds_agrees_with_itself():
     """In a process of its own, since open_clip asks for torchvision (torchvision_stand_in.py)."""
     told = run_with_backbones(
         """
+import warnings
 import torch, open_clip
 from open_clip.model import CLIP, CustomTextCLIP
 from trialrun.representation.pic2word import *
@@ -277,7 +286,14 @@ open_clip.create_model = spy
 model = load_clip("RN50", "openai", trained=True).clip.model
 assert made == [("RN50", "openai", {"force_quick_gelu": True})], made
 assert type(model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
-clip, prepare, tokens = load_clip("RN50", None)
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    clip, prepare, tokens = load_clip("RN50", None)
+assert any("RN50 has random weights" in str(one.message) for one in heard), heard
+try:
+    clip.encode_image(torch.rand(1, 3, 64, 64))
+except ValueError as error:
+    print(error)
 assert made[-1][2] == {"force_quick_gelu": False}
 print(prepare.size, clip.embed_dim, clip.text_width, round(clip.logit_scale, 2))
 assert prepare.mode == "crop" and tokens(["*"])[0, 1] == 265
@@ -286,4 +302,5 @@ assert prepare.mode == "crop" and tokens(["*"])[0, 1] == 265
     assert "that pools by 'last'" in told
     assert "'ViT-Z-14' is neither a folder, a hub id nor a model of open_clip" in told
     assert "did you mean ViT-B-32?" in told
+    assert "(pictures, 3, 224, 224) for this model, got (1, 3, 64, 64)" in told
     assert "224 1024 512 14.29" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from trialrun.representation import _pic2word_stack  # noqa: F401
@@ -80,6 +81,10 @@ class _OpenClip(Clip):
     def _pixel_dtype(self) -> torch.dtype:
         return next(self.model.visual.parameters()).dtype  # type: ignore[union-attr]
 
+    def _sides(self) -> tuple[int, int] | None:
+        size = getattr(self.model.visual, "image_size", None)
+        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+
     def _image_features(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)  # type: ignore[operator]
 
@@ -89,10 +94,38 @@ class _OpenClip(Clip):
         x = x + tower.positional_embedding[:length].to(dtype)
         mask = tower.attn_mask
         x = tower.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
-        # Normalisation works position by position, so only the position that is read needs it.
         rows = torch.arange(len(x), device=x.device)
-        x = tower.ln_final(x[rows, self.end_of_text(ids)])
-        projection = tower.text_projection
+        return self._projected(x[rows, self.end_of_text(ids)])
+
+    def reader(
+        self, ids: Int[Tensor, "1 tokens"], at: Int[Tensor, "1 stars"]
+    ) -> Callable[[Tensor], Tensor]:
+        """Read the words before the first star once, where the tower is `TinyClip`'s.
+
+        It is causal: what follows cannot change how they are read.
+        """
+        tower = self._tower
+        if not hasattr(tower.transformer, "remember"):
+            return super().reader(ids, at)
+        first, end = int(at.min()), int(self.end_of_text(ids)) + 1
+        table, places, mask = tower.token_embedding, tower.positional_embedding, tower.attn_mask
+        with torch.no_grad():
+            opening = table(ids[:, :first]) + places[:first]
+            pasts = tower.transformer.remember(opening, mask[:first, :first])
+            rest = table(ids[:, first:end])
+
+        def read(words: Tensor) -> Tensor:
+            many = len(words)
+            x = _with_words(rest.expand(many, -1, -1), words, (at - first).expand(many, -1))
+            x = tower.transformer.after(pasts, x + places[first:end], mask[first:end, :end])
+            return self._projected(x[:, -1])
+
+        return read
+
+    def _projected(self, x: Tensor) -> Tensor:
+        # Normalisation works position by position, so only the position that is read needs it.
+        x = self._tower.ln_final(x)
+        projection = self._tower.text_projection
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
@@ -127,6 +160,10 @@ class _TransformersClip(Clip):
 
     def _pixel_dtype(self) -> torch.dtype:
         return next(self.model.vision_model.parameters()).dtype  # type: ignore[union-attr]
+
+    def _sides(self) -> tuple[int, int]:
+        size = int(self.model.config.vision_config.image_size)  # type: ignore[union-attr, arg-type]
+        return size, size
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         return _pooled(self.model.get_image_features(pixel_values=pixels))  # type: ignore[operator]

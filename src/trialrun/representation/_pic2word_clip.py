@@ -11,7 +11,7 @@ and is cut off before the tower runs: "a photo of" and a pseudo-word are 6 token
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,12 +88,20 @@ class Clip:
         self, pixels: Float[Tensor, "pictures 3 height width"]
     ) -> Float[Tensor, "pictures embed"]:
         """Return the embeddings of ``pixels`` after CLIP's projection, not normalised."""
+        got = f"got {tuple(pixels.shape)}"
         if pixels.ndim != 4 or pixels.shape[1] != 3:
+            hint = ": one picture still needs its first axis" if pixels.ndim == 3 else ""
+            raise ValueError(f"pixels must have shape (pictures, 3, height, width), {got}{hint}")
+        try:
+            return self._image_features(pixels.to(self.device, self._pixel_dtype()))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            sides = self._sides()  # many networks take others as well
+            if sides is None or tuple(pixels.shape[2:]) == sides:
+                raise
             raise ValueError(
-                "pixels must have shape (pictures, 3, height, width), "
-                f"got {tuple(pixels.shape)}: one picture still needs its first axis"
-            )
-        return self._image_features(pixels.to(self.device, self._pixel_dtype()))
+                f"pixels must have shape (pictures, 3, {sides[0]}, {sides[1]}) for this model, "
+                f"{got}: pass pictures through the model's preprocess (load_clip gives it) first"
+            ) from error
 
     def end_of_text(self, ids: Int[Tensor, "texts tokens"]) -> Int[Tensor, texts]:
         """Return the position at which the model itself reads each sentence."""
@@ -124,6 +132,21 @@ class Clip:
             )
         length = int(self.end_of_text(ids).max()) + 1 if self._causal() else ids.shape[1]
         return self._text_features(ids[:, :length], words, at)
+
+    def reader(
+        self, ids: Int[Tensor, "1 tokens"], at: Int[Tensor, "1 stars"]
+    ) -> Callable[[Tensor], Tensor]:
+        """Return a function that reads one sentence with many sets of words put in.
+
+        It takes words (texts, stars, width) and returns embeddings (texts, embed), those of
+        `encode_text`. A tower that can (`TinyClip`'s) reads what stands before the first word only
+        here, so the function holds as long as the model's weights do not change.
+        """
+
+        def read(words: Tensor) -> Tensor:
+            return self.encode_text(ids.expand(len(words), -1), words, at.expand(len(words), -1))
+
+        return read
 
     def insert_at_end(
         self, ids: Int[Tensor, "texts tokens"]
@@ -181,6 +204,10 @@ class Clip:
 
     def _pixel_dtype(self) -> torch.dtype:
         raise NotImplementedError
+
+    def _sides(self) -> tuple[int, int] | None:
+        """Return height and width of the pictures that the model was made for, if it tells."""
+        return None
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError

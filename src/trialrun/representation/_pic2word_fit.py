@@ -7,7 +7,8 @@ CLIP's frozen temperature). CLIP stays in eval; gradients flow through its text 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from trialrun.representation._pic2word_clip import Clip, tensor_digest, weights_
 from trialrun.representation._pic2word_compose import unit
 from trialrun.representation._pic2word_pictures import embed_batches
 from trialrun.representation._pic2word_run import Run, WordTraining, check_whole, joined
+
+_UNIT = 1e-3
+"""Lengths this close to 1 for every picture are no chance."""
 
 
 class WordFit(NamedTuple):
@@ -74,7 +78,14 @@ def _features_of(clip: Clip, images: Tensor | Iterable[Any]) -> Tensor:
         )
     if len(features) < 2:
         raise ValueError(f"at least 2 pictures are needed to tell apart, got {len(features)}")
-    return _usable(features, "embeddings").to(clip.device)
+    features = _usable(features, "embeddings")
+    if (features.float().norm(dim=1) - 1).abs().max() < _UNIT:
+        warnings.warn(
+            "all embeddings are unit vectors, and the mapper is trained on those that are not "
+            "normalised, as queries will not be: encode with normalize=False",
+            stacklevel=3,
+        )
+    return features.to(clip.device)
 
 
 def _usable(features: Tensor, what: str) -> Tensor:
@@ -168,7 +179,6 @@ def fit_image_to_word(
     wanted = unit(aims)
     ids, at = clip.insert_at_end(clip.tokenize([prompt]))
     mapper.to(clip.device).train()
-    dtype = next(mapper.parameters()).dtype
     path = None if checkpoint is None else Path(checkpoint)
     told = {"prompt": prompt}
     if path:
@@ -182,17 +192,11 @@ def fit_image_to_word(
     begun, scale = len(losses), clip.logit_scale
     devices = [clip.device] if clip.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), clip.frozen(), torch.enable_grad():
+        read = clip.reader(ids, at)
         for step in range(begun, run.steps):
             torch.manual_seed(split(seed, "dropout", step))
             rows = run.rows(step).to(clip.device)
-            with torch.autocast(clip.device.type, torch.bfloat16, enabled=training.bfloat16):
-                words = mapper(features[rows].to(dtype))[:, None]
-                found = clip.encode_text(ids.expand(len(rows), -1), words, at.expand(len(rows), -1))
-            found, goal = unit(found), wanted[rows]
-            if training.objective == "contrastive":
-                loss = symmetric_infonce(goal.to(found.dtype), found, scale)
-            else:
-                loss = (found - goal).square().sum(dim=1).mean()
+            loss = _loss(mapper, read, features[rows], wanted[rows], training, scale)
             run.update(loss, step)
             losses.append(loss.detach())  # not read here: that would wait for the device
             if path and (step + 1) % save_every == 0 and step + 1 < run.steps:
@@ -201,3 +205,21 @@ def fit_image_to_word(
         run.save(path, run.steps, losses)
     mapper.eval()
     return WordFit(joined(losses), run.steps, len(features), begun)
+
+
+def _loss(
+    mapper: nn.Module,
+    read: Callable[[Tensor], Tensor],
+    features: Tensor,
+    goal: Tensor,
+    training: WordTraining,
+    scale: float,
+) -> Tensor:
+    """Return the loss of a batch whose sentences must find ``goal``, unit vectors."""
+    dtype = next(mapper.parameters()).dtype
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=training.bfloat16):
+        found = read(mapper(features.to(dtype))[:, None])
+    found = unit(found)
+    if training.objective == "contrastive":
+        return symmetric_infonce(goal.to(found.dtype), found, scale)
+    return (found - goal).square().sum(dim=1).mean()

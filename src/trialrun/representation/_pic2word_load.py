@@ -7,6 +7,8 @@ deviation), so that no torchvision is needed.
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +123,7 @@ def _from_transformers(name: str) -> Loaded:
     except _NO_FILE as error:
         first = str(error).partition("\n")[0]
         raise UsageError(
-            f"{name!r} cannot be loaded as a transformers CLIP (the network is off unless "
-            f"HF_HUB_OFFLINE=0): {first}"
+            f"{name!r} cannot be loaded as a transformers CLIP ({_fetched()}): {first}"
         ) from error
     wrong = sorted(str(key) for part in _LOST for key in told.get(part) or ())
     if wrong:
@@ -132,6 +133,13 @@ def _from_transformers(name: str) -> Loaded:
         )
     mean, std = _told(file) if file else (_MEAN, _STD)
     clip = as_clip(model.eval(), tokenizer)
+    try:
+        _ = clip.star_id
+    except ValueError as error:
+        raise UsageError(
+            f"{name!r} has no tokenizer that goes with its text tower, save the model's own beside "
+            f"it: {error}"
+        ) from error
     prepare = Preprocess(model.config.vision_config.image_size, mean, std)
     return Loaded(clip, prepare, clip.tokenizer)
 
@@ -151,6 +159,12 @@ def _told(file: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean, std
 
 
+def _fetched() -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "the network is off: HF_HUB_OFFLINE=0, or --online in a command, allows it"
+    return "what is not here is fetched over the network"
+
+
 def _from_open_clip(name: str, pretrained: str | None) -> Loaded:
     library = need("open_clip", extra="backbones")
     known = library.list_models()
@@ -168,8 +182,8 @@ def _from_open_clip(name: str, pretrained: str | None) -> Loaded:
     except (RuntimeError, OSError) as error:
         first = str(error).partition("\n")[0]
         raise UsageError(
-            f"weights {pretrained!r} of {plain} cannot be loaded (the network is off unless "
-            f"HF_HUB_OFFLINE=0 or --online): {first}"
+            f"weights {pretrained!r} of {plain} cannot be loaded ({_fetched()}, and a file of "
+            f"weights serves as well): {first}"
         ) from error
     told = getattr(model.visual, "preprocess_cfg", {})
     size = told.get("size", getattr(model.visual, "image_size", 224))
@@ -230,6 +244,12 @@ def load_clip(
                 "for a transformers CLIP or a tiny CLIP name its folder"
             )
         loaded = _from_open_clip(text, pretrained)
+        if pretrained is None:
+            warnings.warn(
+                f"{text} has random weights, which serve for tests only: name others, as in "
+                f"load_clip({text!r}, 'openai')",
+                stacklevel=2,
+            )
     loaded.clip.model.to(device)
     return loaded
 

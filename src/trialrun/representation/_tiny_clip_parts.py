@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from trialrun.representation import _pic2word_stack  # noqa: F401
 
@@ -66,6 +67,13 @@ class WordTokenizer:
         return out
 
 
+class Past(NamedTuple):
+    """One block's keys and values of the words that all sentences begin with."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -76,13 +84,19 @@ class _Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, past: Past | None) -> tuple[Tensor, Past]:
         batch, time, width = x.shape
         parts = self.qkv(self.ln_1(x)).view(batch, time, 3, self.heads, width // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
+        if past is not None:
+            each = ((past.keys, k), (past.values, v))
+            k, v = (
+                torch.cat([old.to(new.dtype).expand(batch, -1, -1, -1), new], dim=2)
+                for old, new in each
+            )
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, width))
-        return x + self.mlp(self.ln_2(x))
+        return x + self.mlp(self.ln_2(x)), Past(k, v)
 
 
 class Blocks(nn.Module):
@@ -93,10 +107,35 @@ class Blocks(nn.Module):
         self.resblocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return self.after(None, x, attn_mask)
+
+    def after(
+        self, pasts: Sequence[Past] | None, x: Tensor, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return what stands at the words ``x`` that follow an opening, read by `remember`.
+
+        Parameters
+        ----------
+        pasts : sequence of Past or None
+        x : Tensor (texts, words, width)
+        attn_mask : Tensor (words, words of the opening and of ``x``), optional
+        """
         mask = None if attn_mask is None else attn_mask.to(x.dtype)
-        for block in self.resblocks:
-            x = block(x, mask)
+        for i, block in enumerate(self.resblocks):
+            x, _ = block(x, mask, pasts[i] if pasts else None)
         return x
+
+    def remember(self, x: Tensor, attn_mask: Tensor | None = None) -> list[Past]:
+        """Return every block's keys and values of an opening (1, words, width).
+
+        With a causal mask what follows does not change them.
+        """
+        mask = None if attn_mask is None else attn_mask.to(x.dtype)
+        pasts = []
+        for block in self.resblocks:
+            x, past = block(x, mask, None)
+            pasts.append(past)
+        return pasts
 
 
 def eyes(channels: Sequence[int], embed_dim: int) -> nn.Sequential:

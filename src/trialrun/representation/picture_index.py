@@ -130,7 +130,8 @@ def ask(
         )
     if images and mapper is None:
         raise UsageError(
-            "a picture in a sentence needs a mapper: name one trained for this model (--mapper)"
+            "a picture in a sentence needs a mapper: name one trained for this model (--mapper), "
+            "or train one on pictures alone with fit_image_to_word"
         )
     if mapper is not None:
         got = (mapper.image_width, mapper.word_width)
@@ -178,6 +179,15 @@ def check_sheet(path: str | Path) -> None:
         raise UsageError(f"the contact sheet must be a .png file, got {str(path)!r}")
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the files' names, with their folder where another hit has the same name."""
+    plain = [path.name for path in paths]
+    return [
+        f"{path.parent.name}/{name}" if plain.count(name) > 1 else name
+        for path, name in zip(paths, plain)
+    ]
+
+
 def draw_hits(
     found: Sequence[Found], images: Sequence[str | Path], path: str | Path, *, columns: int = 6
 ) -> None:
@@ -194,7 +204,10 @@ def draw_hits(
         (
             one.prompt,
             asked,
-            [(_there(h.path), f"{h.rank}  {h.score:.3f}  {h.path.name}") for h in one.hits],
+            [
+                (_there(h.path), f"{h.rank}  {h.score:.3f}  {name}")
+                for h, name in zip(one.hits, _names([h.path for h in one.hits]))
+            ],
         )
         for one in found
     ]

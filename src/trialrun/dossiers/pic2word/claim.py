@@ -19,11 +19,14 @@ from trialrun.dossiers.pic2word.world import (
     Scores,
     Size,
     World,
+    check_on,
     fit_mapper,
+    keep,
     mapper_of,
     measure,
     prepare,
     recall,
+    resplit,
     training_world,
     world_of,
 )
@@ -167,21 +170,21 @@ def true_name(ctx: Context) -> Measurement:
     no upper bound. The extras tell how good the CLIP is on names it was trained on.
     """
     world = world_of(ctx)
-    emoji = world.held_out
+    things = world.held_out
 
     def scorer(_: Tensor, style: str) -> Tensor:
-        told = [emoji.caption(i, style=style) for i in range(len(emoji))]
+        told = [things.caption(i, style=style) for i in range(len(things))]
         return text_only(world.clip, told, star="removed")
 
     done = measure(world, scorer)
-    names = [emoji.caption(i, style=None) for i in range(len(emoji))]
+    names = [things.caption(i, style=None) for i in range(len(things))]
     known = np.array([world.words.known(name) == 1 for name in names])
     extra = dict(done.extra) | {"names of known words, %": float(100 * known.mean())}
     if known.any():
-        style = emoji.styles[0]
-        k = len(emoji.styles)
+        style = things.styles[0]
+        k = len(things.styles)
         queries = scorer(world.test[::k], style)
-        ranks = true_ranks(cosine_scores(queries, world.test), np.arange(len(emoji)) * k)
+        ranks = true_ranks(cosine_scores(queries, world.test), np.arange(len(things)) * k)
         extra["recall at 10, names of known words"] = recall(ranks[known], TOP)
     return Measurement(done.points, done.n, extra)
 
@@ -189,11 +192,14 @@ def true_name(ctx: Context) -> Measurement:
 TRIAL = Trial(
     budgets={
         "smoke": Size(seeds=2, code_points=24, clip_steps=3, epochs=2),
-        "quick": Size(seeds=3, first_seed=60, code_points=700, clip_steps=90, epochs=30),
+        "quick": Size(seeds=3, first_seed=70, code_points=700, clip_steps=110, epochs=30),
         "full": Size(seeds=5, first_seed=100, code_points=None, clip_steps=230, epochs=20),
     },
     prepare={"clip": prepare},
     needs={"composition": ("clip",), "mixture": ("clip",)},
+    check_on=check_on,
+    resplit=resplit,
+    keep=keep,
     arms={
         "composition": {
             "composed": composed,
