@@ -11,8 +11,8 @@ from torch import nn
 
 from tests.naive import svasp as naive
 from trialrun.core.errors import UsageError
-from trialrun.dossiers.svasp import claim
-from trialrun.fewshot._svasp_folders import read_picture
+from trialrun.dossiers.svasp import claim, measures
+from trialrun.fewshot._svasp_picture_folder import read_picture
 from trialrun.fewshot.svasp import (
     Conv4,
     CosineHead,
@@ -527,7 +527,7 @@ def test_controls_of_the_claims_lack_what_the_claims_are_about():
 def test_what_is_added_to_both_draws_alike_is_not_taken_for_steadiness():
     raws = [_random(i, 3, 9, 40) for i in range(6)]
     raws[1][:-1] = raws[0][:-1]  # the very same crops in both draws
-    first, second = claim._mixed(raws, "others")
-    single = claim._mixed(raws, "single")
+    first, second = measures.mixed(raws, "others")
+    single = measures.mixed(raws, "single")
     added = [mixed - alone for mixed, alone in zip((first, second), single)]
     assert gradient_agreement(*added) < 0.5
