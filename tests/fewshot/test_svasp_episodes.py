@@ -95,6 +95,18 @@ def test_accuracies_match_the_slow_twin(count):
         assert tuple(score) == pytest.approx(naive.naive_interval(slow))
 
 
+def test_an_evaluation_in_many_small_steps_scores_as_one_in_a_single_step(monkeypatch):
+    labels = np.repeat(np.arange(7), 9)
+    features = Features(torch.randn(63, 5, generator=torch.Generator().manual_seed(0)), labels)
+    draw = EpisodeSampler(labels, way=3, shot=2, query=4)(23)
+    whole = episode_accuracies(ProtoNetHead(), features, draw)
+    monkeypatch.setattr("trialrun.fewshot.episodes._NUMBERS", 400)  # ten episodes, then the rest
+    monkeypatch.setattr("trialrun.fewshot.episodes._GATHERED", 130)  # two, and one left over
+    assert torch.equal(episode_accuracies(ProtoNetHead(), features, draw), whole)
+    slow = naive.naive_accuracies(features.features, draw.support, draw.query)
+    assert whole.tolist() == pytest.approx(slow)
+
+
 def test_a_model_a_backbone_and_cached_features_agree():
     pictures = Pictures((_random(1, 160, 3, 32, 32).sigmoid() * 255).byte(), LABELS)
     model = FewShotModel(Conv4(widths=(4, 4, 4, 6)), classes=8)

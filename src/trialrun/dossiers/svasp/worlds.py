@@ -90,9 +90,7 @@ def _emoji(ctx: Context) -> dict[str, Pictures]:
     return {drawer: Pictures(drawn.contiguous(), labels) for drawer, drawn in zip(DRAWERS, pixels)}
 
 
-def restyled(
-    ink: NDArray[np.float32], labels: NDArray[np.int64], style: str, seed: int
-) -> Pictures:
+def restyled(ink: Ink, labels: NDArray[np.int64], style: str, seed: int) -> Pictures:
     """Return pictures of some ink, (n, 1 or 3, side, side), in a style."""
     found = STYLES[style](ink, rng(seed, "style", style))
     return Pictures(torch.from_numpy(found), labels)
