@@ -12,8 +12,10 @@ from trialrun.claims.contract import Context, On
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
 from trialrun.dossiers.svasp import claim, own
+from trialrun.dossiers.svasp.networks import arms_of_training, train, warm_started
 from trialrun.dossiers.svasp.styles import SHIFTED, STYLES
 from trialrun.dossiers.svasp.worlds import DRAWERS, LEAST, MOST, letter_world
+from trialrun.fewshot.svasp import CosineHead
 
 BUDGET = replace(claim.TRIAL.budgets["smoke"], warm=1, probe=4, test_episodes=2)
 
@@ -144,3 +146,15 @@ def test_a_target_too_small_and_a_file_and_a_model_are_refused(tmp_path):
         own.check_on(context(tmp_path / "source" / "c00" / "0.png"))
     with pytest.raises(UsageError, match="takes pictures of your own with --on"):
         own.check_on(context(model="dino"))
+
+
+def test_the_cosine_arm_is_trained_and_tested_with_a_cosine_head(tmp_path):
+    ctx = context(draw(tmp_path, 10, 16))
+    world = claim.make_world(ctx)
+    model = warm_started(ctx, world.base)
+    plain = {name: part.clone() for name, part in model.backbone.state_dict().items()}
+    train(ctx, model, world.base, arms_of_training()["svasp-cosine"])
+    assert isinstance(model.head, CosineHead)
+    assert float(model.head.temperature.detach()) != 10
+    now = model.backbone.state_dict()
+    assert not torch.equal(now["layer1.0.weight"], plain["layer1.0.weight"])

@@ -160,7 +160,9 @@ TRIAL = Trial(
         ),
     },
     arms={
-        "attack": _scored("svasp", "none", "noise", "unmoved", "svasp-plus", "no-dom"),
+        "attack": _scored(
+            "svasp", "none", "noise", "unmoved", "svasp-plus", "no-dom", "svasp-cosine"
+        ),
         "direction": _scored("svasp", "noise", "styleadv", "descent"),
         "styleadv": _scored("svasp", "styleadv", "noise", "unmoved", "svasp-plus", "single"),
         "steady": {name: partial(steadiness, ensemble=name) for name in ENSEMBLES},

@@ -16,6 +16,7 @@ from trialrun.core.seeds import split
 from trialrun.dossiers.svasp.worlds import size
 from trialrun.fewshot.svasp import (
     Conv4,
+    CosineHead,
     EpisodicTraining,
     FewShotModel,
     LossWeights,
@@ -61,11 +62,12 @@ def attack_of(preset: str, **changes: object) -> StyleAttack:
 
 
 class Recipe(NamedTuple):
-    """How a network is trained: its attack, its loss, and how often a stage's swap is applied."""
+    """How a network is trained: its attack, its loss, how often stages are swapped, its head."""
 
     attack: StyleAttack | None
     weights: LossWeights
     p_apply: float = 0.8
+    cosine: bool = False
 
 
 def arms_of_training() -> dict[str, Recipe]:
@@ -81,6 +83,7 @@ def arms_of_training() -> dict[str, Recipe]:
         "strangers": Recipe(Strangers(stages=STAGES), LossWeights()),
         "svasp-plus": Recipe(attack_of("paper"), LossWeights()),
         "no-dom": Recipe(attack_of("code"), LossWeights(dom=0)),
+        "svasp-cosine": Recipe(attack_of("code"), LossWeights(), cosine=True),
     }
 
 
@@ -100,6 +103,8 @@ def train(ctx: Context, model: FewShotModel, base: Pictures, recipe: Recipe) -> 
     plan = EpisodicTraining(
         way=WAY, shot=SHOT, query=QUERY, episodes=size(ctx).episodes, crops=CROPS, flip=False
     )
+    if recipe.cosine:
+        model.head = CosineHead().to(ctx.device)
     train_episodes(
         model,
         base,
