@@ -543,3 +543,55 @@ def test_what_is_added_to_both_draws_alike_is_not_taken_for_steadiness():
     single = measures.mixed(raws, "single")
     added = [mixed - alone for mixed, alone in zip((first, second), single)]
     assert gradient_agreement(*added) < 0.5
+
+
+def test_bytes_arrays_and_other_data_sets_are_refused_in_a_sentence(no_annotation_checks):
+    model, x = _model(), torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    for use in (
+        lambda: random_crops(x, 2),
+        lambda: StyleAttack(stages=("layer1",), crop_decay=0)(
+            model.backbone, model.classifier, x, None, torch.zeros(4, dtype=torch.long)
+        ),
+    ):
+        with pytest.raises(UsageError, match=r"x must hold floating-point .* got torch.uint8"):
+            use()
+    with pytest.raises(UsageError, match=r"images must be a tensor, got ndarray: give torch.from"):
+        Pictures(np.zeros((4, 3, 8, 8)), np.arange(4))
+    other = torch.utils.data.TensorDataset(x, torch.arange(4))
+    for use in (
+        lambda: evaluate_episodes(model, other),
+        lambda: extract_features(model.backbone, other),
+        lambda: train_episodes(model, other, attack=None),
+    ):
+        with pytest.raises(UsageError, match=r"must hold pictures .* got TensorDataset: make Pict"):
+            use()
+
+
+def test_pictures_go_into_a_loader_and_folders_print_in_a_line(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(9):
+            Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    found = picture_folder(tmp_path, size=8)
+    for source in (found, Pictures(found.take(np.arange(18)), found.labels)):
+        x, y = next(iter(torch.utils.data.DataLoader(source, batch_size=18)))
+        assert torch.equal(x, found.take(np.arange(18)))
+        assert y.tolist() == found.labels.tolist()
+        assert torch.equal(source[-1][0], x[-1])
+        with pytest.raises(IndexError):
+            source[18]
+    assert repr(found) == "PictureFolder(18 pictures of 2 classes, 8 px)"
+    assert repr(StyleAttack(stages=("layer1",))).startswith("StyleAttack(stages=('layer1',), eps=")
+
+
+def test_a_list_is_not_read_from_the_folder_of_one_of_its_classes(tmp_path):
+    for name in ("c0", "c1"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
+    names = [f"/far/{name}/{i}.png" for name in ("c0", "c1") for i in range(2)]
+    file = tmp_path / "l.json"
+    file.write_text(json.dumps({"image_names": names, "image_labels": [0, 0, 1, 1]}))
+    assert len(fwt_list(file, root=tmp_path, size=8)) == 4
+    with pytest.raises(UsageError, match=r"c0 is the folder of some of them: give .*"):
+        fwt_list(file, root=tmp_path / "c0", size=8)

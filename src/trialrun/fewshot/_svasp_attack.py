@@ -7,7 +7,7 @@ gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,10 @@ from trialrun.fewshot._svasp_ensemble import (
     Preset,
     StyleStep,
     check_classes,
+    check_word,
     mix_gradients,
+    only_last,
+    random_ways,
     used_crops,
 )
 from trialrun.fewshot._svasp_style import (
@@ -132,9 +135,7 @@ class StyleAttack:
             ("sign", self.sign, (None, *SIGNS)),
             ("gradient_at", self.gradient_at, ("clean", "start")),
         ):
-            if value not in known:
-                words = ", ".join(str(word) for word in known)
-                raise ValueError(f"{name} must be one of {words}, got {value!r}")
+            check_word(name, value, known)
         check_range("crop_decay", self.settings.crop_decay, low=0)
         if self.preset == "noise":
             idle = [name for name in ("sign", "normalise") if getattr(self, name) is not None]
@@ -145,6 +146,9 @@ class StyleAttack:
                     f"preset noise looks at no gradient, so {', '.join(idle)} would do nothing: "
                     "leave them out or take another preset"
                 )
+
+    def __repr__(self) -> str:
+        return f"StyleAttack(stages={tuple(self.stages)}, eps={tuple(self.eps)}, {self.settings})"
 
     @property
     def settings(self) -> Preset:
@@ -266,21 +270,16 @@ class StyleAttack:
             made = unit * leaves[1][..., None, None] + leaves[0][..., None, None]
             return made.to(features.dtype)
 
-        changes = {name: _only_last(size, change) for name, change in swaps(styles).items()}
+        changes = {name: only_last(size, change) for name, change in swaps(styles).items()}
         both = torch.cat([crops.flatten(0, 1), x]) if count else x
         with torch.no_grad():
             features = run_changed(backbone, both, {**changes, stage: recompose}, ordered=True)
             own = Moments(*(part[count * size :] for part in kept))
             if classifier is None:
-                return own, self._random_ways(stage, own, seed)
+                return own, random_ways(stage, own, seed)
             loss = self._loss(classifier(features), y.repeat(count + 1))
             gradients = torch.autograd.grad(loss, leaves)
         return own, Moments(*(gradient.unflatten(0, (count + 1, size)) for gradient in gradients))
-
-    def _random_ways(self, stage: str, own: Moments, seed: int) -> Moments:
-        generator = torch.Generator().manual_seed(split(seed, "direction", stage))
-        ways = torch.randint(2, (2, 1, *own.mean.shape), generator=generator) * 2 - 1
-        return Moments(ways[0].to(own.mean), ways[1].to(own.std))
 
     def _start(self, stage: str, own: Moments, first: int, seed: int) -> Moments:
         if self.gradient_at == "clean":
@@ -307,14 +306,3 @@ class StyleAttack:
         mean = own.mean + drawn.mean_start.to(own.mean) + drawn.mean_eps * gradient.mean.sign()
         std = own.std + drawn.std_start.to(own.std) + drawn.std_eps * gradient.std.sign()
         return StyleStep(Style(mean.detach(), std.detach(), stage), gradient, raw)
-
-
-def _only_last(size: int, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a change that leaves the crops, which come first, as they are."""
-
-    def changed(features: Tensor) -> Tensor:
-        if len(features) == size:
-            return change(features)
-        return torch.cat([features[:-size], change(features[-size:])])
-
-    return changed

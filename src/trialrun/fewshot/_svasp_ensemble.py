@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trialrun.core.seeds import split
 from trialrun.core.shapes import check_axes
-from trialrun.fewshot._svasp_style import Moments, Style
+from trialrun.fewshot._svasp_style import Moments, Style, check_floats
 
 STARTS = ("gaussian", "constant", "none")
 SIGNS = {"minus": -1.0, "plus": 1.0}
@@ -89,6 +90,7 @@ def used_crops(crop_decay: float, x: Tensor, crops: Tensor | None, y: Tensor) ->
         For crops that are missing or of another shape than ``x``, or labels that are no classes.
     """
     check_axes("x", x, ("batch", "channels", "height", "width"))
+    check_floats("x", x)
     if tuple(y.shape) != (len(x),):
         raise ValueError(f"y must have one class per picture, ({len(x)},), got {tuple(y.shape)}")
     if not len(x):
@@ -104,6 +106,7 @@ def used_crops(crop_decay: float, x: Tensor, crops: Tensor | None, y: Tensor) ->
             )
         return x.new_empty(0, *x.shape)
     check_axes("crops", crops, ("crops", "batch", "channels", "height", "width"))
+    check_floats("crops", crops)
     if crops.shape[1:] != x.shape or not len(crops):
         raise ValueError(
             f"crops must have shape (crops, {', '.join(map(str, x.shape))}) to go with x, "
@@ -124,3 +127,34 @@ def check_classes(y: Tensor, classes: int | None) -> None:
     if low < 0 or (classes is not None and high >= classes):
         top = "" if classes is None else f" to {classes - 1}, one per logit of the classifier"
         raise ValueError(f"y must hold classes from 0{top}, got {low} to {high}")
+
+
+def check_word(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    """Raise unless a setting is one of the words that are known.
+
+    Raises
+    ------
+    ValueError
+        Listing the words.
+    """
+    if value not in known:
+        words = ", ".join(str(word) for word in known)
+        raise ValueError(f"{name} must be one of {words}, got {value!r}")
+
+
+def random_ways(stage: str, own: Moments, seed: int) -> Moments:
+    """Return a random direction of each channel's mean and deviation, 1 or -1, as gradients."""
+    generator = torch.Generator().manual_seed(split(seed, "direction", stage))
+    ways = torch.randint(2, (2, 1, *own.mean.shape), generator=generator) * 2 - 1
+    return Moments(ways[0].to(own.mean), ways[1].to(own.std))
+
+
+def only_last(size: int, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a change that leaves the crops, which come first, as they are."""
+
+    def changed(features: Tensor) -> Tensor:
+        if len(features) == size:
+            return change(features)
+        return torch.cat([features[:-size], change(features[-size:])])
+
+    return changed

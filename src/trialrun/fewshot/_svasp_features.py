@@ -45,8 +45,20 @@ class Pictures:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, Tensor):
+            raise UsageError(
+                f"images must be a tensor, got {type(self.images).__name__}: "
+                "give torch.from_numpy(images) for an array"
+            )
         check_axes("images", self.images, ("n", "channels", "height", "width"))
         object.__setattr__(self, "labels", check_labels(self.labels, len(self.images)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        """Return one picture as floats and its label, as a DataLoader asks for them."""
+        return self.take(np.array([range(len(self))[row]]))[0], int(self.labels[row])
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the pictures of these ``rows`` as floats."""
@@ -69,6 +81,21 @@ class Features:
                 "call .float() on them"
             )
         object.__setattr__(self, "labels", check_labels(self.labels, len(self.features)))
+
+
+def check_source(name: str, source: object) -> None:
+    """Raise unless pictures can be taken by row from what was given.
+
+    Raises
+    ------
+    UsageError
+        Saying what to make of tensors and of folders.
+    """
+    if not isinstance(source, PictureSource):
+        raise UsageError(
+            f"{name} must hold pictures with labels and take(rows), got {type(source).__name__}: "
+            "make Pictures(images, labels) of tensors, or picture_folder(root) of files"
+        )
 
 
 @torch.no_grad()
@@ -97,6 +124,7 @@ def extract_features(
     torch.Size([3, 4])
     """
     check_range("batch_size", batch_size, low=1)
+    check_source("dataset", dataset)
     spot = next(backbone.parameters(), torch.zeros(())).device
     parts = []
     with evaluating(backbone):

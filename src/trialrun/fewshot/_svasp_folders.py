@@ -230,6 +230,7 @@ def fwt_list(
         )
     words = table.get("label_names") or []
     here = None if root is None else _folder(root)
+    _check_root([Path(name) for name in names], here)
     return gather(
         [
             (
@@ -251,3 +252,16 @@ def _moved(path: Path, root: Path | None) -> Path:
         if (root / Path(*parts[start:])).is_file():
             return root / Path(*parts[start:])
     return root / path.name
+
+
+def _check_root(names: Sequence[Path], root: Path | None) -> None:
+    """Refuse a root that is the folder of some listed pictures while others have other folders.
+
+    Their bare names might be found in it, with the labels of other pictures.
+    """
+    parents = {name.parent.name for name in names}
+    if root is not None and len(parents) > 1 and root.resolve().name in parents:
+        raise UsageError(
+            f"root must hold the folders of all listed pictures, but {root} is the folder of some "
+            f"of them: give {root.resolve().parent}"
+        )

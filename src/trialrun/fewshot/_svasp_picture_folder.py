@@ -23,7 +23,7 @@ from trialrun.core.extras import need
 from trialrun.core.shapes import check_range
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PictureFolder:
     """Hold the paths and classes of pictures on disk, and read them when they are asked for.
 
@@ -89,6 +89,13 @@ class PictureFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"PictureFolder({self.report()}, {self.size} px)"
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        """Return one picture as floats and its label, as a DataLoader asks for them."""
+        return self.take(np.array([range(len(self))[row]]))[0], int(self.labels[row])
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         """Return pictures of shape (rows, 3, size, size), numbers from 0 to 1.

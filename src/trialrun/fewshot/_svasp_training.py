@@ -15,7 +15,7 @@ from trialrun.core.seeds import rng, split
 from trialrun.core.shapes import check_range
 from trialrun.fewshot._svasp_attack import StyleAttack
 from trialrun.fewshot._svasp_episode import EpisodicTraining, episode_loss
-from trialrun.fewshot._svasp_features import PictureSource
+from trialrun.fewshot._svasp_features import PictureSource, check_source
 from trialrun.fewshot._svasp_loss import SVasPLoss
 from trialrun.fewshot._svasp_model import FewShotModel, own_randomness
 from trialrun.fewshot._svasp_pictures import jitter
@@ -96,6 +96,7 @@ def train_supervised(
 
 
 def _check_base(model: FewShotModel, pictures: PictureSource) -> None:
+    check_source("pictures", pictures)
     low, high = int(pictures.labels.min()), int(pictures.labels.max())
     classes = model.classifier.out_features
     if low < 0 or high >= classes:

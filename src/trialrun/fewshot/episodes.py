@@ -23,6 +23,7 @@ from trialrun.fewshot._svasp_features import (
     Features,
     Pictures,
     PictureSource,
+    check_source,
     extract_features,
     finite,
 )
@@ -203,6 +204,8 @@ def evaluate_episodes(
     >>> acc, ci
     (100.0, 0.0)
     """
+    if not isinstance(dataset, Features):
+        check_source("dataset", dataset)
     sampler = EpisodeSampler(
         dataset.labels, way=way, shot=shot, query=query, seed=seed,
         names=getattr(dataset, "class_names", None),
