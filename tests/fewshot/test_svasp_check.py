@@ -15,7 +15,7 @@ from trialrun.dossiers.svasp import claim, own
 from trialrun.dossiers.svasp.networks import arms_of_training, train, warm_started
 from trialrun.dossiers.svasp.styles import SHIFTED, STYLES
 from trialrun.dossiers.svasp.worlds import DRAWERS, LEAST, MOST, letter_world
-from trialrun.fewshot.svasp import CosineHead
+from trialrun.fewshot.svasp import Conv4, CosineHead, FewShotModel, attacked_pixels, draw_styles
 
 BUDGET = replace(claim.TRIAL.budgets["smoke"], warm=1, probe=4, test_episodes=2)
 
@@ -158,3 +158,23 @@ def test_the_cosine_arm_is_trained_and_tested_with_a_cosine_head(tmp_path):
     assert float(model.head.temperature.detach()) != 10
     now = model.backbone.state_dict()
     assert not torch.equal(now["layer1.0.weight"], plain["layer1.0.weight"])
+
+
+def test_a_sheet_shows_every_column_under_its_heading():
+    model = FewShotModel(Conv4(widths=(4, 4, 4, 6)), classes=5)
+    x, y = (
+        torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 4]),
+    )
+    moved = attacked_pixels(model, x, y)
+    assert model.training
+    assert 0 <= float(moved.min()) < float(moved.max()) <= 1
+    assert not torch.equal(moved, attacked_pixels(model, x, y, preset="noise"))
+    sheet = np.asarray(draw_styles({"a": x, "b": moved}, scale=2))
+    assert sheet.shape == (2 * 64 + 16, 2 * 64, 3)
+    lower = torch.from_numpy(sheet[16::2, 64::2].copy()).permute(2, 0, 1)
+    assert torch.equal(lower[:, 32:], (moved[1] * 255).round().byte())
+    for column in (sheet[:16, :64], sheet[:16, 64:]):
+        assert column.min() < 128
+    with pytest.raises(UsageError, match="all of one shape, got none"):
+        draw_styles({})

@@ -35,6 +35,7 @@ from trialrun.fewshot._svasp_model import FewShotModel
 from trialrun.fewshot._svasp_nets import Conv4, ResNet10
 from trialrun.fewshot._svasp_picture_folder import PictureFolder
 from trialrun.fewshot._svasp_pictures import jitter, pseudo_queries, random_crops
+from trialrun.fewshot._svasp_sheet import attacked_pixels, draw_styles
 from trialrun.fewshot._svasp_style import Moments, Style, adain, forward_with_styles, style_of
 from trialrun.fewshot._svasp_terms import (
     DomainLogits,
@@ -82,7 +83,9 @@ __all__ = [
     "TrainingLog",
     "TransductiveGNNHead",
     "adain",
+    "attacked_pixels",
     "bscd_fsl",
+    "draw_styles",
     "episode_accuracies",
     "episode_loss",
     "evaluate_episodes",
