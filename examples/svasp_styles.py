@@ -1,8 +1,8 @@
 """Attack the styles of a network of your own, and draw what a change of style is.
 
-Run as ``python examples/svasp_styles.py [picture.png]``. The picture swaps the statistics of
-pixels: every letter keeps its shape and takes the mean and deviation of colour of the picture above
-it. The method does the same to feature maps, which nobody can look at.
+Run as ``python examples/svasp_styles.py [picture.png]``. The picture shows the attack at the pixels
+themselves, as far in random directions, and letters that take the mean and deviation of colour of
+the picture above them. The method does the same to feature maps, which nobody can look at.
 """
 
 import sys
@@ -18,6 +18,8 @@ from trialrun.fewshot.svasp import (
     Pictures,
     StyleAttack,
     adain,
+    attacked_pixels,
+    draw_styles,
     evaluate_episodes,
     style_of,
     train_episodes,
@@ -26,7 +28,7 @@ from trialrun.fewshot.svasp import (
 from trialrun.material.emoji import load_emoji
 from trialrun.material.glyphs import load_glyphs
 
-SIDE, SCALE = 32, 3
+SIDE = 32
 
 
 def letters(limit: int = 60) -> Pictures:
@@ -36,21 +38,24 @@ def letters(limit: int = 60) -> Pictures:
     return Pictures(torch.from_numpy(images), np.repeat(np.arange(limit), len(glyphs.drawers)))
 
 
-def swapped(pictures: Pictures, columns: int = 8) -> Image.Image:
-    """Letters down the side, emoji along the top, and each letter in each emoji's statistics."""
-    emoji = load_emoji(("openmoji",), size=SIDE, limit=columns)
+def styles_seen(model: FewShotModel, source: Pictures, count: int = 4) -> Image.Image:
+    """Letters, their colours attacked or moved at random, and in the statistics of emoji."""
+    rows = np.arange(5) * 8 * 20 + 3  # every eighth letter by one drawer
+    own, y = source.take(rows), torch.from_numpy(source.labels[rows])
+    blank = torch.ones(1, 3, SIDE, SIDE)
+    columns = {
+        "clean": own,
+        "adversarial": attacked_pixels(model, own, y),
+        "random": attacked_pixels(model, own, y, preset="noise"),
+    }
+    columns = {name: torch.cat([blank, column]) for name, column in columns.items()}
+    emoji = load_emoji(("openmoji",), size=SIDE, limit=count)
     donors = torch.from_numpy(emoji.images[:, 0]).permute(0, 3, 1, 2).float() / 255
-    # One drawer per letter.
-    own = pictures.take(np.arange(0, 5 * 11 * 20, 11 * 20) + 3)
-    styles = style_of(donors)
-    grid = torch.ones(len(own) + 1, columns + 1, 3, SIDE, SIDE)
-    grid[0, 1:], grid[1:, 0] = donors, own
-    for column in range(columns):
-        style = [part[column : column + 1].expand(len(own), -1) for part in styles]
-        grid[1:, column + 1] = adain(own, *style)
-    sheet = grid.permute(0, 3, 1, 4, 2).reshape((len(own) + 1) * SIDE, (columns + 1) * SIDE, 3)
-    picture = Image.fromarray((sheet.clamp(0, 1) * 255).byte().numpy())
-    return picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
+    for number in range(count):
+        donor = donors[number : number + 1]
+        moments = [part.expand(len(own), -1) for part in style_of(donor)]
+        columns[f"as picture {number + 1}"] = torch.cat([donor, adain(own, *moments)])
+    return draw_styles(columns)
 
 
 def main() -> None:
@@ -73,7 +78,7 @@ def main() -> None:
     acc, ci = evaluate_episodes(model, target, way=5, shot=1, query=15, episodes=200)
     print(f"5-way 1-shot on new letters, light on dark: {acc:.1f} +- {ci:.1f} points")
     if len(sys.argv) > 1:
-        swapped(pictures).save(sys.argv[1], optimize=True)
+        styles_seen(model, source).save(sys.argv[1], optimize=True)
 
 
 if __name__ == "__main__":

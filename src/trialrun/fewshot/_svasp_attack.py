@@ -1,17 +1,13 @@
 """The adversarial style of a picture, with crops of it to steady the gradient (li2025svasp).
 
 Written from the project's notes on the published code and the digest; no author code was used.
-The code subtracts the crops' gradient while the text speaks of a decay-weighted integration, so
-both are presets. ``styleadv`` is the rival's attack (fu2023styleadv) and ``noise`` a baseline:
-steps of the same size in random directions. Ours, not theirs: ``gradient_at`` and the preset
-``noise``; nothing is computed before the attacked stage that needs a gradient.
+Ours, not theirs: ``gradient_at``; nothing is computed before the attacked stage that needs a
+gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +16,21 @@ from torch.nn import functional
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
-from trialrun.core.shapes import check_axes, check_range
+from trialrun.core.shapes import check_range
+from trialrun.fewshot._svasp_ensemble import (
+    PRESETS,
+    SIGNS,
+    STARTS,
+    Draws,
+    Preset,
+    StyleStep,
+    check_classes,
+    check_word,
+    mix_gradients,
+    only_last,
+    random_ways,
+    used_crops,
+)
 from trialrun.fewshot._svasp_style import (
     Moments,
     Style,
@@ -30,64 +40,6 @@ from trialrun.fewshot._svasp_style import (
     style_of,
     swaps,
 )
-
-STARTS = ("gaussian", "constant", "none")
-SIGNS = {"minus": -1.0, "plus": 1.0}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What an attack does where its settings are left to the preset."""
-
-    crop_decay: float
-    start: str
-    sign: str
-    normalise: bool
-
-
-PRESETS = {
-    "code": Preset(0.1, "gaussian", "minus", True),
-    "paper": Preset(0.1, "gaussian", "plus", True),
-    "styleadv": Preset(0.0, "constant", "minus", False),
-    "noise": Preset(0.0, "gaussian", "minus", False),
-}
-
-
-class StyleStep(NamedTuple):
-    """What was done at one stage: the style found, and the gradients behind it.
-
-    ``gradient`` is the mixed one whose sign was followed, of shape (batch, channels). ``raw`` has
-    shape (crops + 1, batch, channels): those of the crops, then the picture's own.
-    """
-
-    style: Style
-    gradient: Moments
-    raw: Moments
-
-
-class Draws(NamedTuple):
-    """Everything random at one stage: where the style starts, and how far it goes."""
-
-    mean_start: Tensor
-    std_start: Tensor
-    mean_eps: float
-    std_eps: float
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    size = gradient.abs().mean(dim=-1, keepdim=True)
-    return gradient / torch.where(size > 0, size, torch.ones_like(size))
-
-
-def mix_gradients(
-    raw: Float[Tensor, "parts batch channels"], settings: Preset
-) -> Float[Tensor, "batch channels"]:
-    """Mix the crops' gradients (all but the last) into the picture's own (the last)."""
-    scaled: Callable[[Tensor], Tensor] = _unit if settings.normalise else torch.Tensor.clone
-    own = scaled(raw[-1])
-    if len(raw) == 1:
-        return own
-    return own + SIGNS[settings.sign] * settings.crop_decay * scaled(raw[:-1].mean(dim=0))
 
 
 class StyleAttack:
@@ -183,9 +135,7 @@ class StyleAttack:
             ("sign", self.sign, (None, *SIGNS)),
             ("gradient_at", self.gradient_at, ("clean", "start")),
         ):
-            if value not in known:
-                words = ", ".join(str(word) for word in known)
-                raise ValueError(f"{name} must be one of {words}, got {value!r}")
+            check_word(name, value, known)
         check_range("crop_decay", self.settings.crop_decay, low=0)
         if self.preset == "noise":
             idle = [name for name in ("sign", "normalise") if getattr(self, name) is not None]
@@ -196,6 +146,9 @@ class StyleAttack:
                     f"preset noise looks at no gradient, so {', '.join(idle)} would do nothing: "
                     "leave them out or take another preset"
                 )
+
+    def __repr__(self) -> str:
+        return f"StyleAttack(stages={tuple(self.stages)}, eps={tuple(self.eps)}, {self.settings})"
 
     @property
     def settings(self) -> Preset:
@@ -262,41 +215,15 @@ class StyleAttack:
         seed : int
             Seed of the starts and the step sizes.
         """
-        used = self._used_crops(x, crops, y)
+        used = used_crops(self.settings.crop_decay, x, crops, y)
         y = y.long()
         with torch.inference_mode(False):  # gradients are wanted here, whatever stands around
             if self.preset != "noise":
                 with evaluating(backbone, classifier):
                     return self._walk(backbone, classifier, x, used, y.clone(), seed)
-            _check_classes(y, getattr(classifier, "out_features", None))
+            check_classes(y, getattr(classifier, "out_features", None))
             with evaluating(backbone):
                 return self._walk(backbone, None, x, used, y, seed)
-
-    def _used_crops(self, x: Tensor, crops: Tensor | None, y: Tensor) -> Tensor:
-        check_axes("x", x, ("batch", "channels", "height", "width"))
-        if tuple(y.shape) != (len(x),):
-            raise ValueError(
-                f"y must have one class per picture, ({len(x)},), got {tuple(y.shape)}"
-            )
-        if not len(x):
-            raise ValueError("x must hold at least one picture, got none")
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise ValueError(f"y must hold integers, got {y.dtype}: call .long() on it")
-        _check_classes(y, None)
-        if crops is None or self.settings.crop_decay == 0:
-            if self.settings.crop_decay > 0:
-                raise ValueError(
-                    f"crops must be given with crop_decay {self.settings.crop_decay}: make them "
-                    "with random_crops, or set crop_decay=0"
-                )
-            return x.new_empty(0, *x.shape)
-        check_axes("crops", crops, ("crops", "batch", "channels", "height", "width"))
-        if crops.shape[1:] != x.shape or not len(crops):
-            raise ValueError(
-                f"crops must have shape (crops, {', '.join(map(str, x.shape))}) to go with x, "
-                f"got {tuple(crops.shape)}"
-            )
-        return crops
 
     def _walk(
         self,
@@ -343,21 +270,16 @@ class StyleAttack:
             made = unit * leaves[1][..., None, None] + leaves[0][..., None, None]
             return made.to(features.dtype)
 
-        changes = {name: _only_last(size, change) for name, change in swaps(styles).items()}
+        changes = {name: only_last(size, change) for name, change in swaps(styles).items()}
         both = torch.cat([crops.flatten(0, 1), x]) if count else x
         with torch.no_grad():
             features = run_changed(backbone, both, {**changes, stage: recompose}, ordered=True)
             own = Moments(*(part[count * size :] for part in kept))
             if classifier is None:
-                return own, self._random_ways(stage, own, seed)
+                return own, random_ways(stage, own, seed)
             loss = self._loss(classifier(features), y.repeat(count + 1))
             gradients = torch.autograd.grad(loss, leaves)
         return own, Moments(*(gradient.unflatten(0, (count + 1, size)) for gradient in gradients))
-
-    def _random_ways(self, stage: str, own: Moments, seed: int) -> Moments:
-        generator = torch.Generator().manual_seed(split(seed, "direction", stage))
-        ways = torch.randint(2, (2, 1, *own.mean.shape), generator=generator) * 2 - 1
-        return Moments(ways[0].to(own.mean), ways[1].to(own.std))
 
     def _start(self, stage: str, own: Moments, first: int, seed: int) -> Moments:
         if self.gradient_at == "clean":
@@ -384,21 +306,3 @@ class StyleAttack:
         mean = own.mean + drawn.mean_start.to(own.mean) + drawn.mean_eps * gradient.mean.sign()
         std = own.std + drawn.std_start.to(own.std) + drawn.std_eps * gradient.std.sign()
         return StyleStep(Style(mean.detach(), std.detach(), stage), gradient, raw)
-
-
-def _check_classes(y: Tensor, classes: int | None) -> None:
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes is not None and high >= classes):
-        top = "" if classes is None else f" to {classes - 1}, one per logit of the classifier"
-        raise ValueError(f"y must hold classes from 0{top}, got {low} to {high}")
-
-
-def _only_last(size: int, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a change that leaves the crops, which come first, as they are."""
-
-    def changed(features: Tensor) -> Tensor:
-        if len(features) == size:
-            return change(features)
-        return torch.cat([features[:-size], change(features[-size:])])
-
-    return changed

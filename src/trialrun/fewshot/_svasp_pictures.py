@@ -17,6 +17,7 @@ from torch.nn import functional
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_axes, check_range
+from trialrun.fewshot._svasp_style import check_floats
 
 _SLACK = 1e-2  # resampled pictures overshoot a little, half precision rounds
 _AXES = ("batch", "channels", "height", "width")
@@ -61,6 +62,7 @@ def random_crops(
     torch.Size([2, 3, 1, 8, 8])
     """
     check_axes("x", x, _AXES)
+    check_floats("x", x)
     check_range("crops", crops, low=1)
     if not len(x):
         raise ValueError(f"x must hold at least one picture, got shape {tuple(x.shape)}")

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_axes, check_range
 
@@ -50,6 +51,21 @@ def _check_map(name: str, features: Tensor) -> None:
         raise ValueError(
             f"{name} must have at least two positions per channel to have a standard deviation, "
             f"got shape {tuple(features.shape)}: choose an earlier stage or larger pictures"
+        )
+
+
+def check_floats(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` holds floating-point numbers: bytes would be taken for colours above 1.
+
+    Raises
+    ------
+    UsageError
+        Saying what to divide by.
+    """
+    if not x.is_floating_point():
+        raise UsageError(
+            f"{name} must hold floating-point numbers from 0 to 1, got {x.dtype}: "
+            "give x.float() / 255 for bytes"
         )
 
 

@@ -15,41 +15,36 @@ from trialrun.fewshot import _svasp_stack  # noqa: F401
 
 # isort: split
 
-from trialrun.fewshot._svasp_attack import PRESETS, Preset, StyleAttack, StyleStep, mix_gradients
+from trialrun.fewshot._svasp_attack import StyleAttack
+from trialrun.fewshot._svasp_ensemble import PRESETS, Preset, StyleStep, mix_gradients
+from trialrun.fewshot._svasp_episode import EpisodicTraining, episode_loss
 from trialrun.fewshot._svasp_folders import (
-    PictureFolder,
     bscd_fsl,
     fwt_list,
     mini_imagenet,
     picture_folder,
 )
+from trialrun.fewshot._svasp_graphs import InductiveGNNHead, TransductiveGNNHead
 from trialrun.fewshot._svasp_heads import (
     CosineHead,
-    InductiveGNNHead,
     ProtoNetHead,
-    TransductiveGNNHead,
 )
-from trialrun.fewshot._svasp_loss import (
+from trialrun.fewshot._svasp_loss import SVasPLoss, svasp_loss
+from trialrun.fewshot._svasp_measures import gradient_agreement, loss_rise
+from trialrun.fewshot._svasp_model import FewShotModel
+from trialrun.fewshot._svasp_nets import Conv4, ResNet10
+from trialrun.fewshot._svasp_picture_folder import PictureFolder
+from trialrun.fewshot._svasp_pictures import jitter, pseudo_queries, random_crops
+from trialrun.fewshot._svasp_sheet import attacked_pixels, draw_styles
+from trialrun.fewshot._svasp_style import Moments, Style, adain, forward_with_styles, style_of
+from trialrun.fewshot._svasp_terms import (
     DomainLogits,
     LossWeights,
-    SVasPLoss,
     SVasPParts,
     soft_cross_entropy,
-    svasp_loss,
 )
-from trialrun.fewshot._svasp_measures import gradient_agreement, loss_rise
-from trialrun.fewshot._svasp_nets import Conv4, ResNet10
-from trialrun.fewshot._svasp_pictures import jitter, pseudo_queries, random_crops
-from trialrun.fewshot._svasp_style import Moments, Style, adain, forward_with_styles, style_of
-from trialrun.fewshot._svasp_training import (
-    EpisodicTraining,
-    FewShotModel,
-    TrainingLog,
-    episode_loss,
-    fine_tune,
-    train_episodes,
-    train_supervised,
-)
+from trialrun.fewshot._svasp_training import TrainingLog, train_episodes, train_supervised
+from trialrun.fewshot._svasp_tuning import fine_tune
 from trialrun.fewshot.episodes import (
     Episodes,
     EpisodeSampler,
@@ -88,7 +83,9 @@ __all__ = [
     "TrainingLog",
     "TransductiveGNNHead",
     "adain",
+    "attacked_pixels",
     "bscd_fsl",
+    "draw_styles",
     "episode_accuracies",
     "episode_loss",
     "evaluate_episodes",

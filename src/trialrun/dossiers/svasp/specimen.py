@@ -5,56 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from trialrun.core.seeds import split
 from trialrun.dossiers.specimen import BlockSpecimen, FunctionSpecimen
+from trialrun.dossiers.svasp.episode_specimens import (
+    EPISODE_SPECIMENS,
+    MODULE,
+    random_numbers,
+    small_model,
+)
 from trialrun.fewshot.svasp import (
     Conv4,
     DomainLogits,
-    EpisodeSampler,
-    EpisodicTraining,
-    Features,
-    FewShotModel,
-    InductiveGNNHead,
     LossWeights,
-    Pictures,
-    ProtoNetHead,
     ResNet10,
     Style,
     StyleAttack,
     SVasPLoss,
-    TransductiveGNNHead,
     adain,
-    evaluate_episodes,
     forward_with_styles,
     svasp_loss,
-    train_episodes,
 )
-
-_MODULE = "trialrun.fewshot.svasp"
-
-
-def _random(seed: int, name: str, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(split(seed, name)))
-
-
-def _net() -> FewShotModel:
-    return FewShotModel(Conv4(widths=(4, 4, 4, 6)), classes=5)
 
 
 def _pictures(seed: int) -> dict[str, Any]:
     return {
-        "x": _random(seed, "x", 3, 3, 32, 32),
-        "crops": _random(seed, "crops", 2, 3, 3, 32, 32),
+        "x": random_numbers(seed, "x", 3, 3, 32, 32),
+        "crops": random_numbers(seed, "crops", 2, 3, 3, 32, 32),
         "y": torch.tensor([0, 3, 4]),
     }
 
 
 def _attacked(attack: StyleAttack, inputs: Mapping[str, Any]) -> Any:
-    model = _net().to(inputs["x"].dtype)
+    model = small_model().to(inputs["x"].dtype)
     styles = attack(model.backbone, model.classifier, **inputs, seed=0)
     return [(style.mean, style.std) for style in styles]
 
@@ -66,7 +49,7 @@ def _still(_: int = 0) -> StyleAttack:
 
 def _alone(seed: int) -> tuple[Any, Any]:
     inputs = _pictures(seed)
-    model = _net().double()
+    model = small_model().double()
     x, crops, y = inputs["x"].double(), inputs["crops"].double(), inputs["y"]
     many = _still()(model.backbone, model.classifier, x, crops, y)
     one = _still()(model.backbone, model.classifier, x[1:2], crops[:, 1:2], y[1:2])
@@ -75,13 +58,13 @@ def _alone(seed: int) -> tuple[Any, Any]:
 
 def _logits(seed: int) -> dict[str, Any]:
     return {
-        "fsl_ori": _random(seed, "a", 6, 3),
-        "fsl_adv": _random(seed, "b", 6, 3),
-        "cls_ori": _random(seed, "c", 6, 4),
-        "cls_crop": _random(seed, "d", 12, 4),
-        "crop": _random(seed, "e", 12, 2),
-        "clean": _random(seed, "f", 6, 2),
-        "adv": _random(seed, "g", 6, 2),
+        "fsl_ori": random_numbers(seed, "a", 6, 3),
+        "fsl_adv": random_numbers(seed, "b", 6, 3),
+        "cls_ori": random_numbers(seed, "c", 6, 4),
+        "cls_crop": random_numbers(seed, "d", 12, 4),
+        "crop": random_numbers(seed, "e", 12, 2),
+        "clean": random_numbers(seed, "f", 6, 2),
+        "adv": random_numbers(seed, "g", 6, 2),
     }
 
 
@@ -97,71 +80,9 @@ def _shifted(seed: int) -> tuple[Any, Any]:
     return _loss(inputs), _loss(moved)
 
 
-def _episode(seed: int) -> dict[str, Any]:
-    return {"support": _random(seed, "s", 2, 3, 2, 4), "query": _random(seed, "q", 2, 6, 4)}
-
-
-def _reordered(make: Callable[[int], nn.Module]) -> Callable[[int], tuple[Any, Any]]:
-    def both(seed: int) -> tuple[Any, Any]:
-        head, inputs = make(seed).double(), _episode(seed)
-        support, query = inputs["support"].double(), inputs["query"].double()
-        return head(support, query), head(support.flip(2), query)
-
-    return both
-
-
-def _head(name: str, make: Callable[[int], nn.Module]) -> BlockSpecimen:
-    inputs = _episode(0)
-    return BlockSpecimen(
-        entry=f"{_MODULE}:{name}",
-        make=make,
-        inputs=_episode,
-        run=lambda head, inputs: head(**inputs),
-        bad=(
-            (
-                r"support must have shape \(\.\.\., way, shot, width\)",
-                lambda: make(0)(inputs["support"], inputs["query"][..., :3]),
-            ),
-            (
-                r"support must have shape \(\.\.\., way, shot, width\)",
-                lambda: make(0)(inputs["query"], inputs["query"]),
-            ),
-        ),
-        batched=("support", "query"),
-        differentiable=True,
-        invariances=(("the order of the shots does not matter", _reordered(make)),),
-    )
-
-
-def _features(seed: int) -> dict[str, Any]:
-    return {"features": _random(seed, "features", 40, 6)}
-
-
-def _score(inputs: Mapping[str, Any]) -> Any:
-    labels = np.repeat(np.arange(8), 5)
-    found = evaluate_episodes(None, Features(inputs["features"], labels), query=3, episodes=9)
-    return torch.tensor(found)
-
-
-def _labels(seed: int) -> dict[str, Any]:
-    return {"labels": np.repeat(np.arange(7), 6 + seed % 3)}
-
-
-def _trained(inputs: Mapping[str, Any], weights: LossWeights | None = None) -> Any:
-    model = _net()
-    log = train_episodes(
-        model,
-        Pictures(inputs["images"], np.repeat(np.arange(5), 4)),
-        attack=StyleAttack(stages=Conv4.stages),
-        loss=SVasPLoss(weights=weights),
-        training=EpisodicTraining(way=3, shot=1, query=2, episodes=2),
-    )
-    return [torch.tensor(log.losses), dict(model.state_dict())]
-
-
 SPECIMENS = (
     BlockSpecimen(
-        entry=f"{_MODULE}:StyleAttack",
+        entry=f"{MODULE}:StyleAttack",
         make=lambda _: StyleAttack(stages=Conv4.stages),
         inputs=_pictures,
         run=_attacked,
@@ -180,7 +101,7 @@ SPECIMENS = (
         invariances=(("a picture is attacked alike in any batch", _alone),),
     ),
     BlockSpecimen(
-        entry=f"{_MODULE}:SVasPLoss",
+        entry=f"{MODULE}:SVasPLoss",
         make=lambda _: SVasPLoss(),
         inputs=_logits,
         run=lambda loss, inputs: _loss(inputs, loss),
@@ -192,7 +113,7 @@ SPECIMENS = (
         invariances=(("a constant on all logits does not matter", _shifted),),
     ),
     FunctionSpecimen(
-        entry=f"{_MODULE}:svasp_loss",
+        entry=f"{MODULE}:svasp_loss",
         run=_loss,
         inputs=_logits,
         bad=(
@@ -208,12 +129,12 @@ SPECIMENS = (
         invariances=(("a constant on all logits does not matter", _shifted),),
     ),
     FunctionSpecimen(
-        entry=f"{_MODULE}:adain",
+        entry=f"{MODULE}:adain",
         run=lambda inputs: adain(**inputs),
         inputs=lambda seed: {
-            "features": _random(seed, "f", 2, 3, 4, 5),
-            "mean": _random(seed, "m", 2, 3),
-            "std": _random(seed, "s", 2, 3).abs(),
+            "features": random_numbers(seed, "f", 2, 3, 4, 5),
+            "mean": random_numbers(seed, "m", 2, 3),
+            "std": random_numbers(seed, "s", 2, 3).abs(),
         },
         bad=(
             (
@@ -227,30 +148,32 @@ SPECIMENS = (
         ),
     ),
     FunctionSpecimen(
-        entry=f"{_MODULE}:forward_with_styles",
+        entry=f"{MODULE}:forward_with_styles",
         run=lambda inputs: forward_with_styles(
-            _net().backbone, inputs["x"], [Style(inputs["mean"], inputs["std"], "layer2")]
+            small_model().backbone, inputs["x"], [Style(inputs["mean"], inputs["std"], "layer2")]
         ),
         inputs=lambda seed: {
-            "x": _random(seed, "x", 2, 3, 32, 32),
-            "mean": _random(seed, "m", 2, 4),
-            "std": _random(seed, "s", 2, 4).abs(),
+            "x": random_numbers(seed, "x", 2, 3, 32, 32),
+            "mean": random_numbers(seed, "m", 2, 4),
+            "std": random_numbers(seed, "s", 2, 4).abs(),
         },
         bad=(
             (
                 r"p_apply must be at least 0 and at most 1",
-                lambda: forward_with_styles(_net().backbone, torch.zeros(1, 3, 32, 32), [], 2.0),
+                lambda: forward_with_styles(
+                    small_model().backbone, torch.zeros(1, 3, 32, 32), [], 2.0
+                ),
             ),
             (
                 r"x must have 3 channels, got 1",
-                lambda: forward_with_styles(_net().backbone, torch.zeros(1, 1, 32, 32), []),
+                lambda: forward_with_styles(small_model().backbone, torch.zeros(1, 1, 32, 32), []),
             ),
         ),
     ),
     BlockSpecimen(
-        entry=f"{_MODULE}:ResNet10",
+        entry=f"{MODULE}:ResNet10",
         make=lambda seed: ResNet10(widths=(4, 6, 6, 8), seed=seed),
-        inputs=lambda seed: {"x": _random(seed, "x", 2, 3, 64, 64)},
+        inputs=lambda seed: {"x": random_numbers(seed, "x", 2, 3, 64, 64)},
         run=lambda net, inputs: net(inputs["x"]),
         bad=(
             (r"widths must be four numbers", lambda: ResNet10(widths=(4, 4))),
@@ -262,59 +185,5 @@ SPECIMENS = (
         batched=("x",),
         differentiable=True,
     ),
-    _head("ProtoNetHead", lambda _: ProtoNetHead()),
-    _head("InductiveGNNHead", lambda seed: InductiveGNNHead(4, way=3, seed=seed)),
-    _head("TransductiveGNNHead", lambda seed: TransductiveGNNHead(4, way=3, seed=seed)),
-    BlockSpecimen(
-        entry=f"{_MODULE}:EpisodeSampler",
-        make=lambda seed: EpisodeSampler(np.repeat(np.arange(7), 6), query=4, seed=seed),
-        inputs=_labels,
-        run=lambda _, inputs: tuple(EpisodeSampler(inputs["labels"], query=4)(5)),
-        bad=(
-            (
-                r"every class must have 16 pictures .* class 0 has 6",
-                lambda: EpisodeSampler(**_labels(0)),
-            ),
-            (
-                r"at least 5 classes for episodes of 5, got 1",
-                lambda: EpisodeSampler(np.zeros(50, dtype=np.int64)),
-            ),
-        ),
-    ),
-    FunctionSpecimen(
-        entry=f"{_MODULE}:evaluate_episodes",
-        run=_score,
-        inputs=_features,
-        bad=(
-            (
-                r"episodes of 5 x 9 need at least 45 pictures, got 40",
-                lambda: evaluate_episodes(
-                    None, Features(_features(0)["features"], np.repeat(np.arange(8), 5)), shot=9
-                ),
-            ),
-            (
-                r"model must be given for pictures",
-                lambda: evaluate_episodes(
-                    None,
-                    Pictures(torch.zeros(40, 3, 8, 8), np.repeat(np.arange(8), 5)),
-                    query=2,
-                ),
-            ),
-        ),
-    ),
-    FunctionSpecimen(
-        entry=f"{_MODULE}:train_episodes",
-        run=_trained,
-        inputs=lambda seed: {"images": _random(seed, "images", 20, 3, 32, 32).sigmoid()},
-        bad=(
-            (
-                r"labels must lie between 0 and 4",
-                lambda: train_episodes(
-                    _net(),
-                    Pictures(torch.zeros(24, 3, 32, 32), np.repeat(np.arange(6), 4)),
-                    attack=None,
-                ),
-            ),
-        ),
-    ),
+    *EPISODE_SPECIMENS,
 )
