@@ -15,9 +15,10 @@ from trialrun.claims.judge import apply_rule
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
 from trialrun.dossiers.tcs import claim
+from trialrun.dossiers.tcs.arms import ARMS
 from trialrun.dossiers.tcs.cost import memory, step_time
+from trialrun.dossiers.tcs.lessons import Lesson, coordinates, make_lesson, shuffle_features
 from trialrun.dossiers.tcs.nets import make_teacher
-from trialrun.dossiers.tcs.students import ARMS, Lesson, coordinates, make_lesson, shuffle_features
 from trialrun.dossiers.tcs.world import check_on, make_world
 from trialrun.fewshot.tcs import TailoredCoordinates
 

@@ -17,18 +17,11 @@ from torch import nn
 
 from trialrun.claims.contract import Arm, Context, Measurement, Trial
 from trialrun.core.errors import UsageError
+from trialrun.dossiers.tcs.arms import ARMS
 from trialrun.dossiers.tcs.cost import memory, step_time
+from trialrun.dossiers.tcs.lessons import BEFORE, Lesson, coordinates, make_lesson, pass_of
 from trialrun.dossiers.tcs.nets import train_teacher
-from trialrun.dossiers.tcs.students import (
-    ARMS,
-    BEFORE,
-    Lesson,
-    coordinates,
-    learn,
-    make_lesson,
-    pass_of,
-    train,
-)
+from trialrun.dossiers.tcs.students import learn, train
 from trialrun.dossiers.tcs.world import (
     ALL,
     TCSBudget,

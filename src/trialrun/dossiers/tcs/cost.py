@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trialrun.claims.contract import Context, Measurement
+from trialrun.dossiers.tcs.arms import ARMS, Pupil
+from trialrun.dossiers.tcs.lessons import BEFORE, Lesson, pass_of
 from trialrun.dossiers.tcs.nets import WIDTH, generator, make_teacher
-from trialrun.dossiers.tcs.students import ARMS, BEFORE, Lesson, Pupil, pass_of
 from trialrun.dossiers.tcs.world import size
 from trialrun.fewshot.tcs import TCSHead
 
