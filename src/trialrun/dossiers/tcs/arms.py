@@ -5,6 +5,7 @@ Every arm gets the same student; arms differ in the head and in what is added to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from trialrun.fewshot.tcs import ELSHLoss, LSHLoss, Tailoring, TCSHead
 BETA = 6.0
 SOFT, TEMPERATURE = 0.9, 4.0
 HASHES = 512
+RIDGE, MOST_ALIGNED = 0.01, 1024
+"""Of the aligned starts: the penalty, in mean variances, and the pictures looked at."""
 Prepare = Callable[[Tensor], Tensor]
 Extra = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
@@ -137,6 +140,35 @@ def _in_coordinates(
     return Pupil(make_student(ctx.seed, size(ctx).width), head)
 
 
+@torch.no_grad()
+def _align(pupil: Pupil, lesson: Lesson) -> None:
+    """Start the adapter at the ridge regression from the student's to the teacher's features.
+
+    The student begins where every other does; its coordinates begin near the teacher's, as near as
+    a linear map of an untrained network gets, and are centred as the teacher's are.
+    """
+    head = pupil.head
+    assert isinstance(head, TCSHead)
+    assert head.adapter is not None
+    # A copy, as batch normalisation would remember what it sees.
+    every = -(-len(lesson.images) // MOST_ALIGNED)
+    own = copy.deepcopy(pupil.student).train()(lesson.images[::every])
+    told = torch.from_numpy(lesson.features)[::every]
+    middle = own.mean(0)
+    apart = (own - middle).double()
+    moment = apart.T @ apart
+    moment += RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
+    wanted = apart.T @ (told - told.mean(0)).double()
+    head.adapter.copy_(torch.linalg.solve(moment, wanted))
+    head.offset.copy_(middle @ head.adapter @ head.basis)
+
+
+def _aligned(ctx: Context, lesson: Lesson, *, kind: str = "pca") -> Pupil:
+    pupil = _in_coordinates(ctx, lesson, kind=kind)
+    _align(pupil, lesson)
+    return pupil
+
+
 def _plain(ctx: Context, lesson: Lesson, *, middle: int = 0) -> Pupil:
     head = _Plain(lesson.classes, ctx.seed, middle=middle)
     return Pupil(make_student(ctx.seed, size(ctx).width), head)
@@ -177,6 +209,9 @@ ARMS: dict[str, Callable[[Context, Lesson], Pupil]] = {
     "foreign": partial(_in_coordinates, kind="foreign"),
     "shuffled": partial(_in_coordinates, kind="shuffled"),
     "no-adapter": partial(_in_coordinates, adapter=False),
+    "aligned": _aligned,
+    "aligned-random": partial(_aligned, kind="random"),
+    "aligned-shuffled": partial(_aligned, kind="shuffled"),
     "tailored": partial(_in_coordinates, score="taylor"),
     "tailored-grad": partial(_in_coordinates, score="grad"),
     "tailored-weight": partial(_in_coordinates, score="weight"),

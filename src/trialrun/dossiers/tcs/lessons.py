@@ -25,6 +25,9 @@ AXES = 32
 """Axes of every coordinate system, a quarter of the teacher's features: with all of them a basis
 would restrict nothing."""
 BEFORE = 64
+FROZEN = {f"frozen-{kind}": kind for kind in ("pca", "random", "foreign", "shuffled")}
+"""Arms without a student: a classifier reads the teacher's own features in the axes of a basis.
+Nothing before the basis can learn here, so that which axes it has must matter."""
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse penalties among which the teacher's probe is chosen, on training pictures alone."""
 
@@ -137,3 +140,11 @@ def _probe(
     if len(weight) == 1:
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     return weight, bias
+
+
+def read_frozen(lesson: Lesson, kind: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Return weights and biases, for whole features, of a classifier that sees a basis's axes."""
+    coords = coordinates(lesson, kind, seed)
+    weight, bias = _probe(coords.transform(lesson.features), lesson.y.numpy(), lesson.drawings)
+    whole = weight @ torch.from_numpy(coords.components_)
+    return whole, bias - whole @ torch.from_numpy(coords.mean_)
