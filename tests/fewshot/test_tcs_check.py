@@ -79,6 +79,20 @@ def test_memory_is_the_same_every_time_and_grows_with_a_teacher():
     assert found["ce"] < found["tailored"] < found["kd"]
 
 
+def test_what_a_live_teacher_costs_does_not_grow_with_the_batch():
+    """So the ratio of the claim on memory rises with it: the notes say where it hangs."""
+    sizes = replace(BUDGET, size=32, batch=16)
+    found = {a: memory(Context(budget=sizes, seed=0), arm=a) for a in ("tailored", "kd")}
+    once = {arm: m.points["value"] for arm, m in found.items()}
+    twice = {arm: m.extra["peak at twice the batch, MB"] for arm, m in found.items()}
+    weights = make_teacher(0).state_dict().values()
+    teacher = sum(t.numel() * t.element_size() for t in weights) / 1e6
+    head = sum(v for name, v in found["tailored"].extra.items() if "adapter" in name)
+    for apart in (once["kd"] - once["tailored"], twice["kd"] - twice["tailored"]):
+        assert teacher - head - 0.05 < apart < teacher
+    assert once["tailored"] / once["kd"] < twice["tailored"] / twice["kd"] < 1
+
+
 def test_memory_names_what_the_head_adds():
     extra = memory(context(), arm="tailored").extra
     adapter = 128 * 128 * 4 / 1e6

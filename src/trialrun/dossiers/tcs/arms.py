@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from trialrun.claims.contract import Context
 from trialrun.core.seeds import split
-from trialrun.dossiers.tcs.lessons import AXES, BEFORE, Lesson, coordinates
+from trialrun.dossiers.tcs.lessons import AXES, BEFORE, FEW_AXES, Lesson, coordinates
 from trialrun.dossiers.tcs.nets import WIDTH, make_student
 from trialrun.dossiers.tcs.world import size
 from trialrun.fewshot.tcs import ELSHLoss, LSHLoss, Tailoring, TCSHead
@@ -124,9 +124,15 @@ def _elsh(head: TCSHead, mimic: ELSHLoss) -> Extra:
 
 
 def _in_coordinates(
-    ctx: Context, lesson: Lesson, *, kind: str = "pca", score: str = "", adapter: bool = True
+    ctx: Context,
+    lesson: Lesson,
+    *,
+    kind: str = "pca",
+    score: str = "",
+    adapter: bool = True,
+    axes: int = AXES,
 ) -> Pupil:
-    coords = coordinates(lesson, kind, ctx.seed, BEFORE if score else AXES)
+    coords = coordinates(lesson, kind, ctx.seed, BEFORE if score else axes)
     tailoring = None
     if score:
         # All axes have gone by three quarters of the steps, before the rate is small.
@@ -211,7 +217,8 @@ ARMS: dict[str, Callable[[Context, Lesson], Pupil]] = {
     "no-adapter": partial(_in_coordinates, adapter=False),
     "aligned": _aligned,
     "aligned-random": partial(_aligned, kind="random"),
-    "aligned-shuffled": partial(_aligned, kind="shuffled"),
+    "pca-few": partial(_in_coordinates, axes=FEW_AXES),
+    "random-few": partial(_in_coordinates, kind="random", axes=FEW_AXES),
     "tailored": partial(_in_coordinates, score="taylor"),
     "tailored-grad": partial(_in_coordinates, score="grad"),
     "tailored-weight": partial(_in_coordinates, score="weight"),

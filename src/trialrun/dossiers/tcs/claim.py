@@ -60,8 +60,8 @@ def school(ctx: Context, folder: Path) -> None:
     for point in points(ctx):
         lesson = make_lesson(ctx, world, teacher, point)
         found["teacher"][point] = _accuracy_by(lesson.probed, seen, world)
-        for arm, kind in FROZEN.items():
-            read = read_frozen(lesson, kind, ctx.seed)
+        for arm, (kind, axes) in FROZEN.items():
+            read = read_frozen(lesson, kind, ctx.seed, axes)
             found[arm][point] = _accuracy_by(read, seen, world)
         for arm in ARMS:
             found[arm][point] = learn(ctx, world, lesson, arm)
@@ -155,8 +155,9 @@ TRIAL = Trial(
     arms={
         "basis": _read(
             "pca", "random", "bottleneck", "shuffled", "ce", "no-adapter", "tailored",
-            "tailored-grad", "tailored-weight", "aligned", "aligned-random", "aligned-shuffled",
-            "frozen-pca", "frozen-random", "frozen-shuffled",
+            "tailored-grad", "tailored-weight", "aligned", "aligned-random", "pca-few",
+            "random-few", "frozen-pca", "frozen-random", "frozen-shuffled", "frozen-pca-few",
+            "frozen-random-few",
         ),
         "domain": _read(
             "pca", "foreign", "random", "shuffled", "frozen-pca", "frozen-foreign",

@@ -25,7 +25,12 @@ AXES = 32
 """Axes of every coordinate system, a quarter of the teacher's features: with all of them a basis
 would restrict nothing."""
 BEFORE = 64
-FROZEN = {f"frozen-{kind}": kind for kind in ("pca", "random", "foreign", "shuffled")}
+FEW_AXES = 8
+"""Fewer than the classes: what a basis leaves out is then missed."""
+FROZEN = {
+    **{f"frozen-{kind}": (kind, AXES) for kind in ("pca", "random", "foreign", "shuffled")},
+    **{f"frozen-{kind}-few": (kind, FEW_AXES) for kind in ("pca", "random")},
+}
 """Arms without a student: a classifier reads the teacher's own features in the axes of a basis.
 Nothing before the basis can learn here, so that which axes it has must matter."""
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -142,9 +147,9 @@ def _probe(
     return weight, bias
 
 
-def read_frozen(lesson: Lesson, kind: str, seed: int) -> tuple[Tensor, Tensor]:
+def read_frozen(lesson: Lesson, kind: str, seed: int, axes: int) -> tuple[Tensor, Tensor]:
     """Return weights and biases, for whole features, of a classifier that sees a basis's axes."""
-    coords = coordinates(lesson, kind, seed)
+    coords = coordinates(lesson, kind, seed, axes)
     weight, bias = _probe(coords.transform(lesson.features), lesson.y.numpy(), lesson.drawings)
     whole = weight @ torch.from_numpy(coords.components_)
     return whole, bias - whole @ torch.from_numpy(coords.mean_)
