@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -66,9 +66,14 @@ class Lesson:
             )
 
     @cached_property
+    def strength(self) -> float:
+        """The inverse penalty of the linear classifier on the teacher's features."""
+        return _strength(self.features, self.y.numpy(), self.drawings)
+
+    @cached_property
     def probed(self) -> tuple[Tensor, Tensor]:
-        """Weights and biases of a linear classifier on the teacher's features."""
-        return _probe(self.features, self.y.numpy(), self.drawings)
+        """Weights and biases of that classifier."""
+        return _probe(self.features, self.y.numpy(), self.strength)
 
 
 def pass_of(teacher: nn.Module, images: Tensor, device: str = "cpu") -> NDArray[np.float32]:
@@ -118,26 +123,34 @@ def coordinates(lesson: Lesson, kind: str, seed: int, axes: int = AXES) -> Tailo
         return fit.fit(table.get(kind, own))
 
 
-def _probe(
-    features: NDArray[np.float32], y: NDArray[np.int64], drawings: int
-) -> tuple[Tensor, Tensor]:
-    """Fit a linear classifier on features; its penalty is chosen by inner cross-validation.
+def _classifier(strength: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=100))
 
-    Drawings of one item are never on both sides of an inner split.
-    """
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100))
+
+def _strength(features: NDArray[np.float32], y: NDArray[np.int64], drawings: int) -> float:
+    """Choose a penalty by inner cross-validation, drawings of one item on one side of a split."""
     items = np.arange(len(y)) // drawings
     folds = min(3, int(np.bincount(y[::drawings]).min()))
+    if folds < 2:
+        return 1.0
+    grid = {"logisticregression__C": list(STRENGTHS)}
+    inner = StratifiedGroupKFold(folds)
+    search = GridSearchCV(_classifier(1.0), grid, cv=inner, scoring="neg_log_loss", refit=False)
     with warnings.catch_warnings():
         # A weak penalty may not converge within its steps; then it is seldom the one chosen.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if folds > 1:
-            grid = {"logisticregression__C": list(STRENGTHS)}
-            inner = StratifiedGroupKFold(folds)
-            search = GridSearchCV(model, grid, cv=inner, scoring="neg_log_loss")
-            model = search.fit(features, y, groups=items).best_estimator_
-        else:
-            model.fit(features, y)
+        search.fit(features, y, groups=items)
+    return float(search.best_params_["logisticregression__C"])
+
+
+def _probe(
+    features: NDArray[np.float32], y: NDArray[np.int64], strength: float
+) -> tuple[Tensor, Tensor]:
+    """Fit a linear classifier on standardised features, and return what it does to plain ones."""
+    model = _classifier(strength)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, y)
     scaler, fitted = model[0], model[1]
     coef = fitted.coef_ / scaler.scale_
     intercept = fitted.intercept_ - coef @ scaler.mean_
@@ -148,8 +161,11 @@ def _probe(
 
 
 def read_frozen(lesson: Lesson, kind: str, seed: int, axes: int) -> tuple[Tensor, Tensor]:
-    """Return weights and biases, for whole features, of a classifier that sees a basis's axes."""
+    """Return weights and biases, for whole features, of a classifier that sees a basis's axes.
+
+    Its penalty is the one chosen for whole features, so that it is the same for every basis.
+    """
     coords = coordinates(lesson, kind, seed, axes)
-    weight, bias = _probe(coords.transform(lesson.features), lesson.y.numpy(), lesson.drawings)
+    weight, bias = _probe(coords.transform(lesson.features), lesson.y.numpy(), lesson.strength)
     whole = weight @ torch.from_numpy(coords.components_)
     return whole, bias - whole @ torch.from_numpy(coords.mean_)
