@@ -1,12 +1,13 @@
 """Where real material is awkward: dictionaries, mixing loaders, half precision, odd teachers."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from tests.fewshot.test_tcs_distill import (
     Counting,
@@ -371,3 +372,51 @@ def test_losses_are_means_over_images():
     expected = nn.functional.cross_entropy(head(student(x)), y)
     assert told == [pytest.approx(float(expected.detach()), rel=1e-6)]
     assert [len(index) for *_, index in batches(training, 3, "cpu")] == [4, 4, 2]
+
+
+def test_plain_images_in_another_order_are_refused():
+    x, y = pictures(24)
+    teacher = Counting()
+    for data in (loader_of(x.flip(0), y.flip(0)).dataset, Named(x.flip(0), y.flip(0))):
+        with pytest.raises(UsageError, match="in the same order, got another label for image 0"):
+            made_of(loader_of(x, y), teacher, plain=data)
+    assert teacher.seen == 0
+    for data in (loader_of(x, y).dataset, Named(x, y), TensorDataset(x)):
+        assert len(made_of(loader_of(x, y), plain=data).features) == 24
+
+
+class Noisy(Named):
+    """Items with noise from the global random state."""
+
+    def __getitem__(self, i):
+        item = self.items[i]
+        return {**item, "pixel_values": item["pixel_values"] + torch.randn(3, 8, 8)}
+
+
+def test_a_teacher_that_would_see_augmented_images_is_warned_of():
+    x, y = pictures(24)
+    before = torch.get_rng_state()
+    noisy = DataLoader(Noisy(x, y), 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="give plain= the same images without augmentation"):
+        made_of(noisy, epochs=1)
+    torch.set_rng_state(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made_of(noisy, plain=TensorDataset(x, y))
+        made_of(loader_of(x, y))
+
+
+class Sized(nn.Linear):
+    """A teacher that asserts its images' size, as timm's do."""
+
+    def forward(self, images):
+        assert images.shape[-1] == 16, "Input height (8) doesn't match model (16)."
+        return super().forward(images.mean((1, 2)))
+
+
+def test_a_teacher_of_another_size_names_plain():
+    x, y = pictures(24)
+    with pytest.raises(UsageError, match=r"Input height .8. doesn't match .*; plain= takes"):
+        made_of(loader_of(x, y), Sized(16, 6))
+    large = TensorDataset(nn.functional.interpolate(x, size=16), y)
+    assert made_of(loader_of(x, y), Sized(16, 6), plain=large).features.shape == (24, 6)

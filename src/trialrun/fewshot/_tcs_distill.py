@@ -18,7 +18,7 @@ from trialrun.fewshot._tcs_cache import cache_features, pass_features
 from trialrun.fewshot._tcs_coords import TailoredCoordinates
 from trialrun.fewshot._tcs_file import read_features
 from trialrun.fewshot._tcs_head import Tailoring, TCSHead
-from trialrun.fewshot._tcs_items import few_shots, labels_of
+from trialrun.fewshot._tcs_items import check_order, few_shots, labels_of, warn_of_change
 from trialrun.fewshot._tcs_layers import features_of, in_precision
 from trialrun.fewshot._tcs_losses import ELSHLoss
 from trialrun.fewshot._tcs_student import width_of, with_classifier
@@ -178,8 +178,9 @@ def distill(
         Few-shot mode: use only so many images of each class, drawn by ``seed``, for the teacher's
         pass too.
     plain : data set, optional
-        The same images in the same order without augmentation, for the teacher; None reads the
-        loader's own data set, which then should not augment.
+        The same images in the same order for the teacher: without augmentation, in the size and
+        scale that it was trained on. None reads the loader's own data set, with a warning if that
+        augments.
     layer, student_layer : str, optional
         Names of submodules whose outputs are the features.
     pool : {"mean", "first"}
@@ -234,6 +235,9 @@ def distill(
     _check_axes(axes, tailoring, len(chosen) if coords is None else None, epochs * len(batches))
     if isinstance(teacher, nn.Module):
         features_of(teacher, layer, pool=pool)
+        warn_of_change(loader.dataset if plain is None else plain)
+    if plain is not None:
+        check_order(plain, labels)
     student.to(device)
     give = features_of(student, student_layer, pool=pool)
     # What the student will see: the teacher's pictures may be of another size.

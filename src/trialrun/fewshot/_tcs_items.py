@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from trialrun.core.seeds import rng
 IMAGES = ("image", "images", "pixel_values")
 LABELS = ("label", "labels", "target")
 """What an item or a batch that is a dictionary may call its images and its labels."""
+_LOOKED_AT = 32
 
 
 def images_of(batch: Any) -> Tensor:
@@ -55,20 +59,84 @@ def labels_of(dataset: Any) -> NDArray[np.int64]:
         )
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
-    change = getattr(dataset, "target_transform", None)
-    for name in ("targets", "labels"):
-        found = getattr(dataset, name, None)
-        if found is not None and not callable(found) and len(found) == len(dataset):
-            told = found if change is None else [change(y) for y in _listed(found)]
-            return _whole_numbers(told)
-    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) > 1:
-        return _whole_numbers(dataset.tensors[1])
+    there = _told(dataset)
+    if there is not None:
+        return _whole_numbers(there)
     try:
         told = [label_of(dataset[i]) for i in range(len(dataset))]
         told = [y.item() if isinstance(y, Tensor) else y for y in told]
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UsageError(f"items must be pairs of image and class number ({error})") from error
     return _whole_numbers(told)
+
+
+def _told(dataset: Any) -> Any:
+    """Return the labels that a data set tells without reading its items, or None."""
+    if isinstance(dataset, Subset):
+        found = _told(dataset.dataset)
+        return None if found is None else np.asarray(found)[np.asarray(dataset.indices, np.int64)]
+    change = getattr(dataset, "target_transform", None)
+    for name in ("targets", "labels"):
+        found = getattr(dataset, name, None)
+        if found is not None and not callable(found) and len(found) == len(dataset):
+            return found if change is None else [change(y) for y in _listed(found)]
+    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) > 1:
+        return dataset.tensors[1]
+    return None
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Leave global random states as they were, whatever is drawn within."""
+    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def check_order(plain: Any, labels: NDArray[np.int64]) -> None:
+    """Raise if images for the teacher carry other labels than those they stand for.
+
+    Of labels that are not told without reading images, some are compared. Images without labels
+    cannot be compared.
+    """
+    rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _LOOKED_AT)).astype(np.int64))
+    found = _told(plain)
+    try:
+        if found is None:
+            with undrawn():
+                found = [int(label_of(plain[int(i)])) for i in rows]
+        else:
+            found, rows = np.asarray(found), np.arange(len(labels))
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        return
+    apart = np.flatnonzero(np.asarray(found) != labels[rows])
+    if len(apart):
+        raise UsageError(
+            f"plain must hold the loader's images in the same order, got another label for image "
+            f"{rows[apart[0]]}: give the same labels, or images without any"
+        )
+
+
+def warn_of_change(dataset: Any) -> None:
+    """Warn if a data set gives other images when it is read again."""
+    with undrawn():
+        for i in range(min(len(dataset), 4)):
+            try:
+                first, second = (images_of(dataset[i]) for _ in range(2))
+            except UsageError:
+                # Pictures that the collate function is still to turn into tensors.
+                return
+            if not torch.equal(first, second):
+                warnings.warn(
+                    "the teacher's images differ from one reading to the next, and it sees each of "
+                    "them once: give plain= the same images without augmentation",
+                    stacklevel=3,
+                )
+                return
 
 
 def label_of(item: Any) -> Any:
@@ -132,6 +200,6 @@ def few_shots(labels: Sequence[int] | NDArray, shots: int, *, seed: int = 0) -> 
             f"class {poor} has {counts.min()} images, fewer than the {shots} shots asked for: give "
             "more images or fewer shots"
         )
-    random = rng(seed, "shots")
-    picked = [random.choice(np.flatnonzero(labels == c), shots, replace=False) for c in classes]
+    draw = rng(seed, "shots")
+    picked = [draw.choice(np.flatnonzero(labels == c), shots, replace=False) for c in classes]
     return np.sort(np.concatenate(picked)) if picked else np.zeros(0, np.int64)

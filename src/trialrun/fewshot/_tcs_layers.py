@@ -168,8 +168,9 @@ def taken(give: Features, images: Tensor, whose: str) -> Tensor:
         return give(images)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, AssertionError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
+        remedy = "; plain= takes the images at the teacher's size" if whose == "teacher" else ""
         raise UsageError(
-            f"the {whose} cannot take images of shape {tuple(images.shape[1:])}: {why}"
+            f"the {whose} cannot take images of shape {tuple(images.shape[1:])}: {why}{remedy}"
         ) from error

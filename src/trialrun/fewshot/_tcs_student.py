@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trialrun.fewshot._tcs_head import TCSHead
-from trialrun.fewshot._tcs_items import images_of
+from trialrun.fewshot._tcs_items import images_of, undrawn
 from trialrun.fewshot._tcs_layers import Features, evaluating, features_of, in_precision, taken
 
 
@@ -23,18 +21,13 @@ def width_of(
     Two items are looked at, as a collate function that mixes images may want an even number.
     """
     items: Any = loader.dataset
-    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            evaluating(student),
-            in_precision(precision, device),
-        ):
-            images = images_of(loader.collate_fn([items[0], items[1]])).to(device)
-            found = taken(give, images, "student")
-    finally:
-        random.setstate(python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+    with (
+        undrawn(),
+        evaluating(student),
+        in_precision(precision, device),
+    ):
+        images = images_of(loader.collate_fn([items[0], items[1]])).to(device)
+        found = taken(give, images, "student")
     return int(found.shape[1])
 
 
