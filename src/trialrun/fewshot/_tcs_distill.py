@@ -98,6 +98,33 @@ def _check_axes(
     check_plan(tailoring, axes, steps)
 
 
+def _check_teacher(
+    teacher: Any, layer: str | None, pool: str, cache: str | Path | None, seen: Any
+) -> None:
+    """Look at a teacher, and at the images that it is to see, before it sees them."""
+    if isinstance(teacher, nn.Module):
+        features_of(teacher, layer, pool=pool)
+        warn_of_change(seen)
+    elif layer is not None or cache is not None:
+        raise UsageError(
+            "layer and cache go with a teacher that is run, got its features: omit them"
+        )
+
+
+def _coordinates(
+    coords: TailoredCoordinates | None, n_components: int | None, features: NDArray[np.float32]
+) -> TailoredCoordinates:
+    """Return the coordinates given, or those of the teacher's features."""
+    if coords is None:
+        return TailoredCoordinates(n_components=n_components).fit(features)
+    if coords.components_.shape[1] != features.shape[1]:
+        raise UsageError(
+            f"coords must be of the teacher's {features.shape[1]} features, got "
+            f"{coords.components_.shape[1]}"
+        )
+    return coords
+
+
 def _teacher_features(
     teacher: Any, once: DataLoader, count: int, folder: str | Path | None, **how: Any
 ) -> NDArray[np.float32]:
@@ -223,19 +250,13 @@ def distill(
     torch.Size([64, 2])
     """
     _check_settings(epochs, mimic, n_components, coords, precision, device)
-    if not isinstance(teacher, nn.Module) and (layer is not None or cache is not None):
-        raise UsageError(
-            "layer and cache go with a teacher that is run, got its features: omit them"
-        )
     labels = labels_of(loader.dataset)
     classes = _classes(labels)
     chosen = np.arange(len(labels)) if shots is None else few_shots(labels, shots, seed=seed)
     batches, once = loaders(loader, plain, chosen, seed)
     axes = n_components if coords is None else coords.n_components_
     _check_axes(axes, tailoring, len(chosen) if coords is None else None, epochs * len(batches))
-    if isinstance(teacher, nn.Module):
-        features_of(teacher, layer, pool=pool)
-        warn_of_change(loader.dataset if plain is None else plain)
+    _check_teacher(teacher, layer, pool, cache, loader.dataset if plain is None else plain)
     if plain is not None:
         check_order(plain, labels)
     student.to(device)
@@ -244,14 +265,8 @@ def distill(
     width = width_of(give, student, loader, device, precision)
     how: dict[str, Any] = {"layer": layer, "pool": pool, "device": device, "precision": precision}
     features = _teacher_features(teacher, once, len(chosen), cache, **how)
-    if coords is None:
-        coords = TailoredCoordinates(n_components=n_components).fit(features)
-        check_plan(tailoring, coords.n_components_, epochs * len(batches))
-    if coords.components_.shape[1] != features.shape[1]:
-        raise UsageError(
-            f"coords must be of the teacher's {features.shape[1]} features, got "
-            f"{coords.components_.shape[1]}"
-        )
+    coords = _coordinates(coords, n_components, features)
+    check_plan(tailoring, coords.n_components_, epochs * len(batches))
     head = TCSHead(width, coords, classes, tailoring=tailoring, seed=seed).to(device)
     mimicking = None
     if mimic > 0:
