@@ -121,7 +121,7 @@ class TailoredCoordinates(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     True
     """
 
-    def __init__(self, n_components=None, *, basis="pca", random_state=None):
+    def __init__(self, *, n_components=None, basis="pca", random_state=None):
         self.n_components = n_components
         self.basis = basis
         self.random_state = random_state
