@@ -229,9 +229,11 @@ def test_a_head_is_captured_whole_by_the_compiler(no_annotation_checks):
         ({"keep": 1, "every": 0}, "every must be at least 1"),
         ({"keep": 1, "fraction": 0.0}, "fraction must be above 0"),
         ({"keep": 1, "score": "magic"}, "score must be one of grad, taylor, weight"),
+        ({"keep": 1.5}, "keep must be a whole number, got 1.5"),
+        ({"keep": 1, "every": True}, "every must be a whole number, got True"),
     ],
 )
-def test_wrong_tailoring_is_named(wrong, sentence):
+def test_wrong_tailoring_is_named(wrong, sentence, no_annotation_checks):
     with pytest.raises(ValueError, match=sentence):
         Tailoring(**wrong)
 

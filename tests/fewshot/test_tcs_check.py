@@ -1,5 +1,6 @@
 """What the check of tcs relies on: its control, its equal starts, its own material."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,16 @@ from trialrun.claims.judge import apply_rule
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
 from trialrun.dossiers.tcs import claim
+from trialrun.dossiers.tcs.arms import ARMS
 from trialrun.dossiers.tcs.cost import memory, step_time
+from trialrun.dossiers.tcs.lessons import (
+    Lesson,
+    coordinates,
+    make_lesson,
+    read_frozen,
+    shuffle_features,
+)
 from trialrun.dossiers.tcs.nets import make_teacher
-from trialrun.dossiers.tcs.students import ARMS, Lesson, coordinates, make_lesson, shuffle_features
 from trialrun.dossiers.tcs.world import check_on, make_world
 from trialrun.fewshot.tcs import TailoredCoordinates
 
@@ -78,6 +86,30 @@ def test_memory_is_the_same_every_time_and_grows_with_a_teacher():
     assert found["ce"] < found["tailored"] < found["kd"]
 
 
+def test_what_a_live_teacher_costs_does_not_grow_with_the_batch():
+    """So the ratio of the claim on memory rises with it: the notes say where it hangs."""
+    sizes = replace(BUDGET, size=32, batch=16)
+    found = {a: memory(Context(budget=sizes, seed=0), arm=a) for a in ("tailored", "kd")}
+    once = {arm: m.points["value"] for arm, m in found.items()}
+    twice = {arm: m.extra["peak at twice the batch, MB"] for arm, m in found.items()}
+    weights = make_teacher(0).state_dict().values()
+    teacher = sum(t.numel() * t.element_size() for t in weights) / 1e6
+    head = sum(v for name, v in found["tailored"].extra.items() if "adapter" in name)
+    for apart in (once["kd"] - once["tailored"], twice["kd"] - twice["tailored"]):
+        assert teacher - head - 0.05 < apart < teacher
+    assert once["tailored"] / once["kd"] < twice["tailored"] / twice["kd"] < 1
+
+
+def test_the_verdict_on_memory_hangs_on_the_batch_as_the_notes_say():
+    full, bound = claim.TRIAL.budgets["full"], 0.8
+    ratios = []
+    for batch in (full.batch, 64, 2 * full.batch):
+        ctx = Context(budget=replace(full, batch=batch), seed=0)
+        ours, kd = (memory(ctx, arm=arm).points["value"] for arm in ("tailored", "kd"))
+        ratios.append(ours / kd)
+    assert bound - 0.01 < ratios[0] < bound < ratios[1] < ratios[2]
+
+
 def test_memory_names_what_the_head_adds():
     extra = memory(context(), arm="tailored").extra
     adapter = 128 * 128 * 4 / 1e6
@@ -107,6 +139,44 @@ def test_the_teachers_pass_is_timed_warm(monkeypatch):
     monkeypatch.setattr("trialrun.dossiers.tcs.cost._no_grad_pass", lambda *_: calls.append(1))
     step_time(context(), arm="ce")
     assert len(calls) >= 3
+
+
+def test_an_aligned_start_gives_the_teachers_coordinates_and_leaves_the_student(lesson):
+    """On features that a linear map of the student's can give, the start gives them."""
+    pupil = ARMS["pca"](context(), lesson)
+    before = {name: value.clone() for name, value in pupil.student.state_dict().items()}
+    with torch.no_grad():
+        own = copy.deepcopy(pupil.student).train()(lesson.images)
+        mix = torch.randn(128, 128, generator=torch.Generator().manual_seed(1)) / 11
+        told = (own @ mix + 3).numpy()
+    kin = replace(lesson, features=told, foreign=told)
+    aligned = ARMS["aligned"](context(), kin)
+    assert all(torch.equal(aligned.student.state_dict()[k], v) for k, v in before.items())
+    aligned.student.train()
+    with torch.no_grad():
+        aligned.head(aligned.student(lesson.images))
+        plain = ARMS["pca"](context(), kin)
+        plain.head(plain.student.train()(lesson.images))
+    wanted = torch.from_numpy(coordinates(kin, "pca", 0).transform(told))
+
+    def missed(head):
+        return float((head.features_ - wanted).square().mean() / wanted.square().mean())
+
+    assert missed(aligned.head) < 0.1 < missed(plain.head)
+
+
+def test_a_frozen_teacher_is_read_through_its_axes_alone(lesson):
+    """Features that a basis leaves out change nothing that is read in it."""
+    drawn = torch.randn(9, 128, generator=torch.Generator().manual_seed(2))
+    for kind in ("pca", "random"):
+        weight, bias = read_frozen(lesson, kind, 0, 8)
+        axes = torch.from_numpy(coordinates(lesson, kind, 0, 8).components_)
+        outside = drawn - drawn @ axes.T @ axes
+        torch.testing.assert_close(
+            drawn @ weight.T + bias, (drawn - 5 * outside) @ weight.T + bias, rtol=1e-3, atol=1e-3
+        )
+    whole, _ = lesson.probed
+    assert whole.shape == weight.shape
 
 
 def test_letters_are_as_many_as_training_pictures():

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorD
 from tests.torchvision_stand_in import run_with_backbones
 from trialrun.core.errors import NotRunnable, UsageError
 from trialrun.core.seeds import rng
-from trialrun.fewshot._tcs_distill import _adamw, _loaders
+from trialrun.fewshot._tcs_batches import loaders
+from trialrun.fewshot._tcs_training import adamw
 from trialrun.fewshot.tcs import (
     TailoredCoordinates,
     Tailoring,
@@ -360,7 +361,7 @@ def test_the_mask_is_not_decayed():
         network(5), network(7), loader_of(x, y), epochs=1, n_components=3, optimiser=mine
     )
     assert given[-1] is made.head.mask
-    groups = _adamw(given).param_groups
+    groups = adamw(given).param_groups
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert groups[1]["params"][0] is made.head.mask
 
@@ -373,12 +374,12 @@ def test_the_loaders_settings_are_kept(monkeypatch):
 
     order = torch.Generator().manual_seed(3)
     loader = loader_of(x, y, shuffle=True, generator=order, worker_init_fn=begin, timeout=0)
-    train, once = _loaders(loader, None, np.arange(24), 0)
+    train, once = loaders(loader, None, np.arange(24), 0)
     assert train.worker_init_fn is once.worker_init_fn is begin
     assert train.generator is order
     assert once.generator is not order
     working = loader_of(x, y, num_workers=1, persistent_workers=True, prefetch_factor=3)
-    train, once = _loaders(working, None, np.arange(24), 0)
+    train, once = loaders(working, None, np.arange(24), 0)
     assert train.persistent_workers
     assert once.prefetch_factor == 3
 

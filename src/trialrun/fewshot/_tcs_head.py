@@ -10,6 +10,7 @@ do.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,6 +49,10 @@ class Tailoring:
     score: str = "taylor"
 
     def __post_init__(self) -> None:
+        for name in ("keep", "every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise UsageError(f"{name} must be a whole number, got {value!r}")
         check_range("keep", self.keep, low=1)
         check_range("every", self.every, low=1, unit="steps")
         if not 0 < self.fraction <= 1:

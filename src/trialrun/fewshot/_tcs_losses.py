@@ -26,7 +26,11 @@ _HASHES = 256
 
 
 def _table(name: str, features: NDArray | Tensor) -> Tensor:
-    table = torch.as_tensor(features if isinstance(features, Tensor) else np.asarray(features))
+    if isinstance(features, Tensor):
+        table = features
+    else:
+        # A table that is mapped read-only is copied: torch has no tensors that are not writable.
+        table = torch.from_numpy(np.require(features, requirements=("C", "W")))
     if table.ndim != 2 or not len(table):
         raise ValueError(f"{name} must have shape (images, width), got {tuple(table.shape)}")
     # Made on the processor; the loss is moved to where the student is.

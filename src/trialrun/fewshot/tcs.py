@@ -18,16 +18,13 @@ from __future__ import annotations
 from trialrun.fewshot import _tcs_stack  # noqa: F401
 
 # isort: split
+from trialrun.fewshot._tcs_cache import cache_features, pass_features
 from trialrun.fewshot._tcs_coords import FewRowsWarning, TailoredCoordinates
-from trialrun.fewshot._tcs_distill import Distilled, distill, few_shots, labels_of
-from trialrun.fewshot._tcs_features import (
-    cache_features,
-    features_of,
-    layer_named,
-    pass_features,
-    read_features,
-)
+from trialrun.fewshot._tcs_distill import Distilled, distill
+from trialrun.fewshot._tcs_file import read_features
 from trialrun.fewshot._tcs_head import Tailoring, TCSHead
+from trialrun.fewshot._tcs_items import few_shots, labels_of
+from trialrun.fewshot._tcs_layers import features_of, layer_named
 from trialrun.fewshot._tcs_losses import ELSHLoss, LSHLoss
 
 __all__ = [

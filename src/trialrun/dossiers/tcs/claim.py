@@ -13,22 +13,22 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from trialrun.claims.contract import Arm, Context, Measurement, Trial
 from trialrun.core.errors import UsageError
+from trialrun.dossiers.tcs.arms import ARMS
 from trialrun.dossiers.tcs.cost import memory, step_time
-from trialrun.dossiers.tcs.nets import train_teacher
-from trialrun.dossiers.tcs.students import (
-    ARMS,
+from trialrun.dossiers.tcs.lessons import (
     BEFORE,
-    Lesson,
+    FROZEN,
     coordinates,
-    learn,
     make_lesson,
     pass_of,
-    train,
+    read_frozen,
 )
+from trialrun.dossiers.tcs.nets import train_teacher
+from trialrun.dossiers.tcs.students import learn, train
 from trialrun.dossiers.tcs.world import (
     ALL,
     TCSBudget,
@@ -42,10 +42,9 @@ from trialrun.dossiers.tcs.world import (
 from trialrun.fewshot.tcs import TCSHead
 
 
-def _probe_accuracy(world: World, lesson: Lesson, device: str) -> float:
-    """Return the teacher's own accuracy by a linear probe, as a ceiling for its help."""
-    weight, bias = lesson.probed
-    found = torch.from_numpy(pass_of(lesson.teacher, world.test.flatten(0, 1), device))
+def _accuracy_by(linear: tuple[Tensor, Tensor], found: Tensor, world: World) -> float:
+    """Return the mean over classes of what a linear classifier gets right, in percent."""
+    weight, bias = linear
     right = (found @ weight.T + bias).argmax(1)
     y = world.y_test.repeat_interleave(world.test.shape[1])
     each = [right[y == c].eq(c).float().mean() for c in range(world.classes)]
@@ -56,10 +55,14 @@ def school(ctx: Context, folder: Path) -> None:
     """Train the teacher and every student of a seed, and write down their accuracies."""
     world = make_world(ctx)
     teacher = train_teacher(ctx, world)
-    found: dict[str, dict[str, float]] = {arm: {} for arm in (*ARMS, "teacher")}
+    found: dict[str, dict[str, float]] = {arm: {} for arm in (*ARMS, *FROZEN, "teacher")}
+    seen = torch.from_numpy(pass_of(teacher, world.test.flatten(0, 1), ctx.device))
     for point in points(ctx):
         lesson = make_lesson(ctx, world, teacher, point)
-        found["teacher"][point] = _probe_accuracy(world, lesson, ctx.device)
+        found["teacher"][point] = _accuracy_by(lesson.probed, seen, world)
+        for arm, (kind, axes) in FROZEN.items():
+            read = read_frozen(lesson, kind, ctx.seed, axes)
+            found[arm][point] = _accuracy_by(read, seen, world)
         for arm in ARMS:
             found[arm][point] = learn(ctx, world, lesson, arm)
     told = {"accuracies": found, "items": len(world.test)}
@@ -152,9 +155,13 @@ TRIAL = Trial(
     arms={
         "basis": _read(
             "pca", "random", "bottleneck", "shuffled", "ce", "no-adapter", "tailored",
-            "tailored-grad", "tailored-weight",
+            "tailored-grad", "tailored-weight", "aligned", "aligned-random", "pca-few",
+            "random-few", "frozen-pca", "frozen-random", "frozen-shuffled", "frozen-pca-few",
+            "frozen-random-few",
         ),
-        "domain": _read("pca", "foreign", "random", "shuffled"),
+        "domain": _read(
+            "pca", "foreign", "random", "shuffled", "frozen-pca", "frozen-foreign",
+        ),
         "accuracy": {
             "references": partial(beside, arm=""),
             **{name: partial(beside, arm=name) for name in _BESIDE},

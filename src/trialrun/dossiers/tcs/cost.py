@@ -11,6 +11,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trialrun.claims.contract import Context, Measurement
+from trialrun.dossiers.tcs.arms import ARMS, Pupil
+from trialrun.dossiers.tcs.lessons import BEFORE, Lesson, pass_of
 from trialrun.dossiers.tcs.nets import WIDTH, generator, make_teacher
-from trialrun.dossiers.tcs.students import ARMS, BEFORE, Lesson, Pupil, pass_of
 from trialrun.dossiers.tcs.world import size
 from trialrun.fewshot.tcs import TCSHead
 
@@ -167,7 +169,7 @@ def _no_grad_pass(lesson: Lesson, images: Tensor) -> None:
     functional.normalize(lesson.teacher(images)[:, :WIDTH])
 
 
-class _Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):
     """Count the bytes of tensors made within, and the most there were at once.
 
     Scratch space inside single operations is not seen, so that the number is the same on every
@@ -211,18 +213,34 @@ def _transient(step: _Step) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _Peak() as watched:
+    with Peak() as watched:
         step()
     return watched.most
 
 
-def memory(ctx: Context, *, arm: str) -> Measurement:
-    """Return the peak megabytes of an arm's step: what stays, and what the step adds to it."""
+def _needed(ctx: Context, arm: str) -> tuple[int, int, dict[str, float]]:
+    """Return the bytes that stay between steps, those that a step adds, and what the head holds."""
     step = _Step(ctx, _lesson(ctx), arm)
     step()
     parts = step.parts()
     # Gradients are freed and made again within a step, so they belong to what it adds.
     step.optimiser.zero_grad(set_to_none=True)
-    held, added = step.held(), _transient(step)
-    told = {"held, MB": held / 1e6, "added by the step, MB": added / 1e6, **parts}
+    return step.held(), _transient(step), parts
+
+
+def memory(ctx: Context, *, arm: str) -> Measurement:
+    """Return the peak megabytes of an arm's step: what stays, and what the step adds to it.
+
+    Shown beside it is the peak at twice the batch: what stays does not grow with the batch, and
+    what a step adds does, so that any ratio of two arms depends on it.
+    """
+    held, added, parts = _needed(ctx, arm)
+    budget = size(ctx)
+    twice = replace(ctx, budget=replace(budget, batch=2 * budget.batch))
+    told = {
+        "held, MB": held / 1e6,
+        "added by the step, MB": added / 1e6,
+        "peak at twice the batch, MB": sum(_needed(twice, arm)[:2]) / 1e6,
+        **parts,
+    }
     return Measurement.of((held + added) / 1e6, n=1, **told)
