@@ -133,14 +133,14 @@ def sphere_bessel(dim: int, kappa: Tensor) -> SphereBessel:
     raised = max(0, math.ceil(_ORDER - nu))
     log_mean, ratio, shortfall = _high_order(nu + raised, x)
     turn = max(1.0, nu)  # below it the ratio is the accurate one, above it the shortfall
-    safe = x.clamp(min=turn)
+    per_safe = x.clamp(min=turn).reciprocal()
     product = torch.ones_like(x)
     for step in range(raised, 0, -1):
         twice = 2 * (nu + step)
         factor = torch.addcmul(torch.full_like(x, twice), x, ratio)
         product = product * (factor / twice)
         ratio = x / factor
-        lead = twice / safe - shortfall
+        lead = twice * per_safe - shortfall
         shortfall = lead / (1 + lead)
     log_mean = log_mean + torch.log(product)
     large = x >= turn
