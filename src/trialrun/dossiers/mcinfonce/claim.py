@@ -4,6 +4,9 @@ Everything is measured on held-out inputs whose true posteriors are known. Direc
 after a rotation or reflection fitted on other inputs. Arms of one world share phase 1, controls
 included, so that they differ in what gives the concentration and in nothing else. Phase 1 has two
 starts, and the loss on held-out pairs chooses between them, in every world alike.
+
+Pictures have no known posterior: there the order alone is tried, against how much of a picture is
+left. Phase 1 has one start there.
 """
 
 from __future__ import annotations
@@ -101,12 +104,29 @@ _ARMS = {
     "pictures": {name: partial(follows, arm=name) for name in _ON_PICTURES},
 }
 
-_SMOKE = McBudget(seeds=2, dim=3, steps=2, batch=16, samples=2, width=8, scored=30)
-_QUICK = McBudget(seeds=3, first_seed=60, dim=3, steps=120, samples=8)
-_FULL = McBudget(seeds=5, first_seed=100, steps=250)
+_SMOKE = McBudget(
+    seeds=2,
+    dim=3,
+    steps=2,
+    batch=16,
+    samples=2,
+    width=8,
+    scored=30,
+    picture_steps=1,
+)
+_QUICK = McBudget(seeds=3, first_seed=60, dim=3, steps=120, samples=8, picture_steps=80)
+_FULL = McBudget(seeds=5, first_seed=100, steps=250, picture_steps=250)
 # Sized for one H200; it has not been run.
 _GPU = McBudget(
-    seeds=5, first_seed=200, dim=10, steps=4000, batch=512, samples=128, width=128, rate=2e-3
+    seeds=5,
+    first_seed=200,
+    dim=10,
+    steps=4000,
+    batch=512,
+    samples=128,
+    width=128,
+    rate=2e-3,
+    picture_steps=4000,
 )
 
 TRIAL = Trial(

@@ -79,7 +79,7 @@ class McBudget(Budget):
     rate: float = 5e-3
     rolled: int = 8
     scored: int = 1000
-    picture_steps: int = 100
+    picture_steps: int = 80
 
 
 def budget_of(ctx: Context) -> McBudget:

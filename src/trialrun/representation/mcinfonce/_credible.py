@@ -37,6 +37,10 @@ def _check(query: VonMisesFisher, name: str, points: Tensor, alpha: float) -> No
     if not isinstance(query, VonMisesFisher) or len(query.batch_shape) != 1:
         got = getattr(query, "batch_shape", type(query).__name__)
         raise ValueError(f"query must be a VonMisesFisher of batch shape (queries,), got {got}")
+    if not isinstance(points, Tensor):
+        raise ValueError(  # noqa: TRY004 - one kind of error for all input
+            f"{name} must be a torch tensor, got {type(points).__name__}: use torch.as_tensor"
+        )
     if points.shape[-1] != query.dim:
         raise ValueError(
             f"{name} must have {query.dim} coordinates on its last axis like query, "
@@ -67,7 +71,7 @@ def credible_retrieval(
     gallery: Float[Tensor, "items dim"],
     alpha: float = 0.05,
     *,
-    gallery_kappa: Float[Tensor, "items"] | None = None,
+    gallery_kappa: Tensor | None = None,
     n_samples: int = 4096,
     seed: int = 0,
 ) -> CredibleSets:
@@ -78,10 +82,10 @@ def credible_retrieval(
     ambiguous picture of it is off by that picture's own spread and lies inside less often. The size
     is computed exactly from the distribution function; the paper takes a quantile of 10,000 draws.
 
-    ``gallery_kappa`` (ours) says how spread the gallery's own posteriors are. An item is then in the
-    set unless it is farther off than an item as spread as itself, of the query's own latent, would
-    be with probability 1 - alpha. So the level holds for predicted means too, if both posteriors
-    are right and latents are uniform. Each item then has a threshold of its own, found by sampling.
+    ``gallery_kappa`` (ours) says how spread the gallery's own posteriors are. An item is then in
+    the set unless another of its spread and of the query's own latent would be nearer with
+    probability 1 - alpha. So the level holds for predicted means too, if both posteriors are right
+    and latents are uniform. Each item then has a threshold of its own, found by sampling.
 
     Parameters
     ----------
@@ -121,9 +125,9 @@ def credible_retrieval(
     >>> credible_retrieval(query, gallery, gallery_kappa=spread).ids[0].tolist()
     [2, 1, 0]
     """
+    _check(query, "gallery", gallery, alpha)
     if gallery.ndim != 2:
         raise ValueError(f"gallery must have shape (items, dim), got {tuple(gallery.shape)}")
-    _check(query, "gallery", gallery, alpha)
     gallery = _unit("gallery", gallery, query.mu)
     if gallery_kappa is None:
         limits = query.gap_quantile(1 - alpha)

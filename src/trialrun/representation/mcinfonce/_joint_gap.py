@@ -9,6 +9,7 @@ and w2 the cosines of the two steps and t one coordinate of a uniform direction 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from trialrun.representation.mcinfonce import _stack  # noqa: F401
 
@@ -26,8 +27,12 @@ _LEAST, _LARGEST = 1e-6, 1e12
 """Beyond these a concentration is uniform, or a point, to rounding."""
 
 
-def check_spread(kappa: Tensor, gallery: Tensor) -> Tensor:
+def check_spread(kappa: Any, gallery: Tensor) -> Tensor:
     """Return the gallery's concentrations, or raise unless there is a good one for every item."""
+    if not isinstance(kappa, Tensor):
+        raise ValueError(  # noqa: TRY004 - one kind of error for all input
+            f"gallery_kappa must be a torch tensor, got {type(kappa).__name__}"
+        )
     if tuple(kappa.shape) != (len(gallery),):
         raise ValueError(
             f"gallery_kappa must have shape ({len(gallery)},) like the gallery's rows, "
