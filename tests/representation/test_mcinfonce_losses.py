@@ -383,7 +383,12 @@ def test_wrong_input_is_refused_in_a_sentence(said, call, no_annotation_checks):
         call()
 
 
-def test_the_snippet_of_the_docs_runs_as_pasted():
+def test_the_snippets_of_the_docs_run_as_pasted():
     text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
     section = text.split("## representation · mcinfonce")[1].split("\n## ")[0]
-    exec(section.split("```python\n")[1].split("```")[0], {})
+    names: dict = {}
+    snippets = [part.split("```")[0] for part in section.split("```python\n")[1:]]
+    for snippet in snippets:
+        exec(snippet, names)
+    assert len(snippets) == 3
+    assert 0 <= names["held"] <= 1

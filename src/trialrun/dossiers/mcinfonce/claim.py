@@ -91,7 +91,7 @@ _ALL = ("mcinfonce", "infonce", "elk", "hib", "single", "drawn", "kernel", "shuf
 _LABELLED = ("reference", "mcinfonce", "elk-reference", "shuffled-reference")
 _OTHER_LAW = ("laplace", "gaussian", "reference")
 _ON_PICTURES = ("mcinfonce", "untrained", "infonce", "shuffled", "kernel", "sharpness")
-_ARMS = {
+_ARMS: dict[str, dict[str, Arm]] = {
     "order": _arms("rank", *_ALL),
     "coverage": _arms("coverage", "constant", *_ALL),
     "error": _arms("error", "constant", *_ALL),
@@ -115,7 +115,7 @@ _SMOKE = McBudget(
     picture_steps=1,
 )
 _QUICK = McBudget(seeds=3, first_seed=60, dim=3, steps=120, samples=8, picture_steps=80)
-_FULL = McBudget(seeds=5, first_seed=100, steps=250, picture_steps=250)
+_FULL = McBudget(seeds=5, first_seed=100, steps=250, picture_steps=500)
 # Sized for one H200; it has not been run.
 _GPU = McBudget(
     seeds=5,

@@ -100,4 +100,6 @@ def score_pictures(encoder: VMFEncoder, views: Views, gallery: Stock, arm: str) 
         "rank with the share of the main class": rank_correlation(kappa, views.share),
         "recall@1": 100 * float((~wrong).double().mean()),
         "error-versus-reject area": reject_area(wrong, kappa),
+        "mean cosine of any two views": float((post.mu @ post.mu.T).mean()),
+        "median concentration": float(kappa.median()),
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -44,7 +44,7 @@ TRIED = 0.4
 _AT_ONCE = 25
 
 
-class Source(Protocol):
+class Source(Hashable, Protocol):
     """What pairs are drawn from: a generated world, or pictures."""
 
     def pairs(self, batch: int, negatives: int = 1, *, seed: int) -> Pairs:
