@@ -147,3 +147,16 @@ def naive_draws(mu, kappa, n_samples):
     u[..., 0] += 1
     u = torch.nn.functional.normalize(u + 1e-20, dim=-1)
     return x - 2 * (x * u).sum(-1, keepdim=True) * u
+
+
+def naive_joint_gap(d, kappa1, kappa2, draws, seed):
+    """1 - cos of the means of two posteriors of one latent, walking from the first mean to z and
+    from z to the second mean by explicit vectors."""
+    torch.manual_seed(seed)
+    e1 = torch.eye(d, dtype=torch.float64)[0]
+    gaps = []
+    z = naive_draws(e1, torch.tensor(kappa1), draws)
+    m = naive_draws(z, torch.full((draws,), float(kappa2)), 1)[0]
+    for s in range(draws):
+        gaps.append(1 - sum(a * b for a, b in zip(e1.tolist(), m[s].tolist())))
+    return sorted(gaps)

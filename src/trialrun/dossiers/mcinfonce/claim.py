@@ -4,6 +4,9 @@ Everything is measured on held-out inputs whose true posteriors are known. Direc
 after a rotation or reflection fitted on other inputs. Arms of one world share phase 1, controls
 included, so that they differ in what gives the concentration and in nothing else. Phase 1 has two
 starts, and the loss on held-out pairs chooses between them, in every world alike.
+
+Pictures have no known posterior: there the order alone is tried, against how much of a picture is
+left. Phase 1 has one start there.
 """
 
 from __future__ import annotations
@@ -13,31 +16,23 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from trialrun.claims.contract import Arm, Context, Measurement, Trial
 from trialrun.core.seeds import split
+from trialrun.dossiers.mcinfonce.picture_arms import follows, keep, train_pictures
+from trialrun.dossiers.mcinfonce.pictures import check_on, resplit
+from trialrun.dossiers.mcinfonce.scoring import Scored, score
 from trialrun.dossiers.mcinfonce.training import (
     McBudget,
+    budget_of,
     make_starts,
     make_world,
-    raw_length,
     train_kappa,
     train_mu,
 )
-from trialrun.representation.mcinfonce import (
-    Inputs,
-    VMFEncoder,
-    VonMisesFisher,
-    credible_coverage,
-    procrustes,
-)
 
-LEVEL = 0.95
 _DRAWS = 100
 _ARMS_OF: Mapping[str, tuple[str, ...]] = {
     "vmf": (
@@ -57,20 +52,9 @@ _WORLD_OF = {arm: world for world, arms in _ARMS_OF.items() for arm in arms}
 _UNTRAINED = ("constant", "constant-reference", "constant-laplace", "infonce")
 
 
-class Scored(NamedTuple):
-    """Inputs to align on and inputs to score, the same for all arms of a world."""
-
-    aligning: Inputs
-    scored: Inputs
-
-
-def _size(ctx: Context) -> McBudget:
-    return cast(McBudget, ctx.budget)
-
-
 def train_world(ctx: Context, folder: Path, *, world: str) -> None:
     """Train phase 1 once, then phase 2 of every arm of a world; leave weights and scores."""
-    size, made = _size(ctx), make_world(_size(ctx), ctx.seed, world)
+    size, made = budget_of(ctx), make_world(budget_of(ctx), ctx.seed, world)
     rows = Scored(
         made.inputs(size.scored, seed=split(ctx.seed, "aligned on")),
         made.inputs(size.scored, _DRAWS, seed=split(ctx.seed, "scored on")),
@@ -92,54 +76,11 @@ def train_world(ctx: Context, folder: Path, *, world: str) -> None:
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's correlation of two vectors without ties; 0 where one is constant."""
-    if bool((a == a[0]).all()) or bool((b == b[0]).all()):
-        return 0.0
-    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
-
-
-@torch.no_grad()
-def estimate(encoder: VMFEncoder, rows: Scored, arm: str) -> VonMisesFisher:
-    """Return an arm's posteriors of the inputs to score, in the aligned space."""
-    encoder = copy.deepcopy(encoder).cpu()
-    truth = rows.scored.posterior
-    turn = procrustes(encoder(rows.aligning.x).mu.double(), rows.aligning.posterior.mu)
-    post = encoder(rows.scored.x)
-    kappa = post.kappa.double()
-    if arm == "infonce":
-        kappa = raw_length(encoder, rows.scored.x).double()
-    elif arm.startswith("constant"):
-        # The best constant for an absolute error of logs is the median of the truth itself.
-        kappa = truth.kappa.median().expand_as(truth.kappa)
-    return VonMisesFisher(post.mu.double() @ turn, kappa)
-
-
-def score(encoder: VMFEncoder, rows: Scored, arm: str) -> dict[str, float]:
-    """Measure rank, coverage and error of an arm's concentrations.
-
-    ``coverage`` is the largest error, in points, over thirds of the inputs by true concentration.
-    """
-    post, truth = estimate(encoder, rows, arm), rows.scored.posterior
-    inside = credible_coverage(post, rows.scored.latents, 1 - LEVEL)
-    shares = [100 * float(inside[third].mean()) for third in truth.kappa.argsort().chunk(3)]
-    return {
-        "rank": rank_correlation(post.kappa, truth.kappa),
-        "coverage": max(abs(share - 100 * LEVEL) for share in shares),
-        "error": float((post.kappa.log() - truth.kappa.log()).abs().mean()),
-        "mean cosine of mu": float((post.mu * truth.mu).sum(-1).mean()),
-        "coverage, low kappa": shares[0],
-        "coverage, middle": shares[1],
-        "coverage, high kappa": shares[2],
-    }
-
-
 def posterior(ctx: Context, *, arm: str, metric: str) -> Measurement:
     """Report one arm: ``rank``, ``coverage`` or ``error``, with the other numbers beside it."""
     file = ctx.prepared(_WORLD_OF[arm]) / "scores.json"
     scores = json.loads(file.read_text(encoding="utf-8"))[arm]
-    return Measurement.of(scores.pop(metric), n=_size(ctx).scored, **scores)
+    return Measurement.of(scores.pop(metric), n=budget_of(ctx).scored, **scores)
 
 
 def _arms(metric: str, *names: str) -> dict[str, Arm]:
@@ -149,7 +90,8 @@ def _arms(metric: str, *names: str) -> dict[str, Arm]:
 _ALL = ("mcinfonce", "infonce", "elk", "hib", "single", "drawn", "kernel", "shuffled")
 _LABELLED = ("reference", "mcinfonce", "elk-reference", "shuffled-reference")
 _OTHER_LAW = ("laplace", "gaussian", "reference")
-_ARMS = {
+_ON_PICTURES = ("mcinfonce", "untrained", "infonce", "shuffled", "kernel", "sharpness")
+_ARMS: dict[str, dict[str, Arm]] = {
     "order": _arms("rank", *_ALL),
     "coverage": _arms("coverage", "constant", *_ALL),
     "error": _arms("error", "constant", *_ALL),
@@ -159,19 +101,47 @@ _ARMS = {
     "error-reference": _arms("error", "constant-reference", *_LABELLED),
     "order-misspecified": _arms("rank", "elk-laplace", "shuffled-laplace", *_OTHER_LAW),
     "coverage-misspecified": _arms("coverage", "constant-laplace", "repeat", *_OTHER_LAW),
+    "pictures": {name: partial(follows, arm=name) for name in _ON_PICTURES},
 }
 
-_SMOKE = McBudget(seeds=2, dim=3, steps=2, batch=16, samples=2, width=8, scored=30)
-_QUICK = McBudget(seeds=3, first_seed=60, dim=3, steps=120, samples=8)
-_FULL = McBudget(seeds=5, first_seed=100, steps=250)
+_SMOKE = McBudget(
+    seeds=2,
+    dim=3,
+    steps=2,
+    batch=16,
+    samples=2,
+    width=8,
+    scored=30,
+    picture_steps=1,
+)
+_QUICK = McBudget(seeds=3, first_seed=60, dim=3, steps=120, samples=8, picture_steps=80)
+_FULL = McBudget(seeds=5, first_seed=100, steps=250, picture_steps=500)
 # Sized for one H200; it has not been run.
 _GPU = McBudget(
-    seeds=5, first_seed=200, dim=10, steps=4000, batch=512, samples=128, width=128, rate=2e-3
+    seeds=5,
+    first_seed=200,
+    dim=10,
+    steps=4000,
+    batch=512,
+    samples=128,
+    width=128,
+    rate=2e-3,
+    picture_steps=4000,
 )
 
 TRIAL = Trial(
     budgets={"smoke": _SMOKE, "quick": _QUICK, "full": _FULL, "gpu": _GPU},
     arms=_ARMS,
-    prepare={world: partial(train_world, world=world) for world in _ARMS_OF},
-    needs={f"{claim}/{arm}": (_WORLD_OF[arm],) for claim, arms in _ARMS.items() for arm in arms},
+    prepare={
+        "pictures": train_pictures,
+        **{world: partial(train_world, world=world) for world in _ARMS_OF},
+    },
+    needs={
+        f"{claim}/{arm}": ("pictures" if claim == "pictures" else _WORLD_OF[arm],)
+        for claim, arms in _ARMS.items()
+        for arm in arms
+    },
+    check_on=check_on,
+    resplit=resplit,
+    keep=keep,
 )

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from trialrun.claims.contract import Budget
+from trialrun.claims.contract import Budget, Context
 from trialrun.core.seeds import split
 from trialrun.representation.mcinfonce import (
     ELKLoss,
@@ -43,6 +44,21 @@ TRIED = 0.4
 _AT_ONCE = 25
 
 
+class Source(Hashable, Protocol):
+    """What pairs are drawn from: a generated world, or pictures."""
+
+    def pairs(self, batch: int, negatives: int = 1, *, seed: int) -> Pairs:
+        """Draw pairs.
+
+        Parameters
+        ----------
+        batch, negatives : int
+            Rows, and negatives per row.
+        seed : int
+            Seed of these pairs.
+        """
+
+
 class Chosen(NamedTuple):
     """The encoder phase 1 kept, the number of its start, and the held-out losses compared."""
 
@@ -63,6 +79,12 @@ class McBudget(Budget):
     rate: float = 5e-3
     rolled: int = 8
     scored: int = 1000
+    picture_steps: int = 80
+
+
+def budget_of(ctx: Context) -> McBudget:
+    """Return the budget as what it is."""
+    return cast(McBudget, ctx.budget)
 
 
 def make_world(size: McBudget, seed: int, kind: str) -> VMFWorld:
@@ -108,13 +130,19 @@ def make_encoder(
     return encoder.calibrate(world.inputs(500, seed=split(seed, "calibration")).x).to(device)
 
 
+@lru_cache(maxsize=32)
+def _block(world: Source, rows: int, negatives: int, seed: int) -> Pairs:
+    """Draw pairs; arms and starts that see the same ones share them."""
+    return world.pairs(rows, negatives, seed=seed)
+
+
 def batches(
-    size: McBudget, world: VMFWorld, seed: int, negatives: int, device: str
+    size: McBudget, world: Source, seed: int, negatives: int, device: str
 ) -> Iterator[Pairs]:
     """Yield fresh pairs without end."""
     block = 0
     while True:
-        made = world.pairs(size.batch * _AT_ONCE, negatives, seed=split(seed, "pairs", block))
+        made = _block(world, size.batch * _AT_ONCE, negatives, split(seed, "pairs", block))
         parts = [part.to(device).split(size.batch) for part in made]
         yield from (Pairs(*rows) for rows in zip(*parts))
         block += 1
@@ -130,7 +158,7 @@ def _updates(
     part: str,
     loss: nn.Module,
     size: McBudget,
-    world: VMFWorld,
+    world: Source,
     seed: int,
     *,
     negatives: int = 0,
@@ -187,7 +215,7 @@ def held_out_loss(
 def train_mu(
     starts: Sequence[VMFEncoder],
     size: McBudget,
-    world: VMFWorld,
+    world: Source,
     seed: int,
     *,
     point: bool = False,
@@ -221,7 +249,7 @@ def _exhaust(updates: Iterator[None]) -> None:
 
 
 def train_kappa(
-    encoder: VMFEncoder, size: McBudget, world: VMFWorld, seed: int, arm: str
+    encoder: VMFEncoder, size: McBudget, world: Source, seed: int, arm: str
 ) -> VMFEncoder:
     """Train kappa by one arm's loss, mu at rest.
 
@@ -250,4 +278,4 @@ def train_kappa(
 
 def raw_length(encoder: VMFEncoder, x: Tensor) -> Tensor:
     """Return the length of the mu network's output, InfoNCE's stand-in for a concentration."""
-    return encoder.head.mu(x).norm(dim=-1)
+    return encoder.head.mu(encoder.features(x)).norm(dim=-1)

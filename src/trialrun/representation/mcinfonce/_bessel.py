@@ -128,24 +128,7 @@ def sphere_bessel(dim: int, kappa: Tensor) -> SphereBessel:
     SphereBessel
         In float64 (float32 on devices without it), whatever the dtype of kappa.
     """
-    x = kappa.detach().to(torch.float32 if kappa.device.type == "mps" else torch.float64)
-    nu = dim / 2 - 1
-    raised = max(0, math.ceil(_ORDER - nu))
-    log_mean, ratio, shortfall = _high_order(nu + raised, x)
-    turn = max(1.0, nu)  # below it the ratio is the accurate one, above it the shortfall
-    safe = x.clamp(min=turn)
-    product = torch.ones_like(x)
-    for step in range(raised, 0, -1):
-        twice = 2 * (nu + step)
-        factor = torch.addcmul(torch.full_like(x, twice), x, ratio)
-        product = product * (factor / twice)
-        ratio = x / factor
-        lead = twice / safe - shortfall
-        shortfall = lead / (1 + lead)
-    log_mean = log_mean + torch.log(product)
-    large = x >= turn
-    shortfall = torch.where(large, shortfall, 1 - ratio)
-    ratio = torch.where(large, 1 - shortfall, ratio)
+    x, log_mean, ratio, shortfall = _lowered(dim, kappa)
     # Riccati's equation; ratio / x from x = 0 on, by the power series' first two terms.
     below = x < 1e-3
     per_x = torch.where(below, 1 / dim - x * x / (dim * dim * (dim + 2)), ratio / x.clamp(min=1e-3))
@@ -153,13 +136,55 @@ def sphere_bessel(dim: int, kappa: Tensor) -> SphereBessel:
     return SphereBessel(log_mean, ratio, shortfall, slope.clamp(min=0.0))
 
 
+def _lowered(
+    dim: int, kappa: Tensor, *, mean: bool = True, length: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return kappa in float64, log M - kappa, A and 1 - A, by taking a high order down.
+
+    Without ``mean`` the first, and without ``length`` the two others, stay at the high order's
+    values: most callers need one of them, and the steps down are what takes the time.
+    """
+    x = kappa.detach().to(torch.float32 if kappa.device.type == "mps" else torch.float64)
+    nu = dim / 2 - 1
+    raised = max(0, math.ceil(_ORDER - nu))
+    log_mean, ratio, shortfall = _high_order(nu + raised, x)
+    turn = max(1.0, nu)  # below it the ratio is the accurate one, above it the shortfall
+    per_safe = x.clamp(min=turn).reciprocal()
+    product, buffer = torch.ones_like(x), torch.empty_like(x)
+    for step in range(raised, 0, -1):
+        twice = 2 * (nu + step)
+        factor = torch.addcmul(buffer.fill_(twice), x, ratio)
+        ratio = x / factor
+        if mean:
+            product.mul_(factor.div_(twice))
+        if length:
+            lead = torch.mul(per_safe, twice).sub_(shortfall)
+            shortfall = lead / (1 + lead)
+    if mean:
+        log_mean = log_mean + torch.log(product)
+    if length:
+        large = x >= turn
+        shortfall = torch.where(large, shortfall, 1 - ratio)
+        ratio = torch.where(large, 1 - shortfall, ratio)
+    return x, log_mean, ratio, shortfall
+
+
+def log_mean_of(dim: int, kappa: Tensor) -> Tensor:
+    """Return `sphere_bessel`'s ``log_mean`` alone, in less time."""
+    return _lowered(dim, kappa, length=False)[1]
+
+
+def shortfall_of(dim: int, kappa: Tensor) -> Tensor:
+    """Return `sphere_bessel`'s ``shortfall`` alone, in less time."""
+    return _lowered(dim, kappa, mean=False)[3]
+
+
 class _LogMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kappa: Tensor, dim: int) -> Tensor:
-        found = sphere_bessel(dim, kappa)
         ctx.dim = dim
         ctx.save_for_backward(kappa)
-        return found.log_mean.to(kappa.dtype)
+        return log_mean_of(dim, kappa).to(kappa.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

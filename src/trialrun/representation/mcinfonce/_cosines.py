@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trialrun.representation.mcinfonce._bessel import sphere_bessel
+from trialrun.representation.mcinfonce._bessel import log_mean_of, shortfall_of
 
 _BISECTIONS = 64
 _LARGEST_JACOBI = 16.0
@@ -145,8 +145,8 @@ def _integral(
 def half_gap_slope(dim: int, kappa: Tensor, y: Tensor) -> Tensor:
     """Return (dy/dkappa) / (y (1-y)) along the draw's own quantile, in float64."""
     a = 0.5 * (dim - 1)
-    found = sphere_bessel(dim, kappa)
-    x, mean = kappa.to(found.shortfall.dtype), 0.5 * found.shortfall
+    short = shortfall_of(dim, kappa)
+    x, mean = kappa.to(short.dtype), 0.5 * short
     # What is left over is curve * t (t - zero) on [0, 1] under the density, and integrates to 0.
     curve = 4 * x * mean / a
     offset = curve - 2 + 4 * mean  # curve * zero
@@ -160,8 +160,11 @@ def half_gap_slope(dim: int, kappa: Tensor, y: Tensor) -> Tensor:
     return sign * total / (1 - near) - 2 * mean / a
 
 
-def half_gap_below(dim: int, kappa: Tensor, y: Tensor) -> Tensor:
-    """Return the probability that a draw of y = (1 - cos) / 2 is below ``y``, in float64."""
+def half_gap_below(dim: int, kappa: Tensor, y: Tensor, log_mean: Tensor | None = None) -> Tensor:
+    """Return the probability that a draw of y = (1 - cos) / 2 is below ``y``, in float64.
+
+    ``log_mean`` is that of `log_mean_of` for kappa, where the caller has it.
+    """
     a = 0.5 * (dim - 1)
     x, y = kappa.to(_wide(kappa)), y.to(_wide(kappa))
     mirrored = y > 0.5
@@ -174,7 +177,7 @@ def half_gap_below(dim: int, kappa: Tensor, y: Tensor) -> Tensor:
         + (a - 1) * torch.log1p(-near)
         - 2 * x * y
         - log_beta
-        - sphere_bessel(dim, kappa).log_mean
+        - (log_mean_of(dim, kappa) if log_mean is None else log_mean)
     )
     part = torch.where(near > 0, torch.exp(log_density + torch.log(near)) * total, 0.0)
     return torch.where(mirrored, 1 - part, part).clamp(0.0, 1.0)
@@ -185,9 +188,10 @@ def half_gap_quantile(dim: int, kappa: Tensor, probability: float) -> Tensor:
     x = kappa.to(_wide(kappa))
     log_low = torch.full_like(x, math.log(1e-300 if x.dtype == torch.float64 else 1e-35))
     log_high = torch.zeros_like(x)
+    log_mean = log_mean_of(dim, x)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (log_low + log_high)
-        under = half_gap_below(dim, x, torch.exp(middle)) < probability
+        under = half_gap_below(dim, x, torch.exp(middle), log_mean) < probability
         log_low = torch.where(under, middle, log_low)
         log_high = torch.where(under, log_high, middle)
     return torch.exp(0.5 * (log_low + log_high))

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trialrun.representation.mcinfonce._vmf import VonMisesFisher, normalised
+from trialrun.representation.mcinfonce._joint_gap import check_spread, joint_gap_quantile
+from trialrun.representation.mcinfonce._sphere import normalised
+from trialrun.representation.mcinfonce._vmf import VonMisesFisher
 
 _ROWS = 4096
 
@@ -23,7 +25,7 @@ class CredibleSets(NamedTuple):
     ----------
     ids : list of Tensor
         Per query, the gallery rows in its set, nearest first (ties by row number).
-    thresholds : Tensor (queries,)
+    thresholds : Tensor (queries,), or (queries, items) with ``gallery_kappa``
         Least cosine with the query's mu that a member has.
     """
 
@@ -35,6 +37,10 @@ def _check(query: VonMisesFisher, name: str, points: Tensor, alpha: float) -> No
     if not isinstance(query, VonMisesFisher) or len(query.batch_shape) != 1:
         got = getattr(query, "batch_shape", type(query).__name__)
         raise ValueError(f"query must be a VonMisesFisher of batch shape (queries,), got {got}")
+    if not isinstance(points, Tensor):
+        raise ValueError(  # noqa: TRY004 - one kind of error for all input
+            f"{name} must be a torch tensor, got {type(points).__name__}: use torch.as_tensor"
+        )
     if points.shape[-1] != query.dim:
         raise ValueError(
             f"{name} must have {query.dim} coordinates on its last axis like query, "
@@ -61,7 +67,13 @@ def _gaps(mu: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def credible_retrieval(
-    query: VonMisesFisher, gallery: Float[Tensor, "items dim"], alpha: float = 0.05
+    query: VonMisesFisher,
+    gallery: Float[Tensor, "items dim"],
+    alpha: float = 0.05,
+    *,
+    gallery_kappa: Tensor | None = None,
+    n_samples: int = 4096,
+    seed: int = 0,
 ) -> CredibleSets:
     """Return the gallery items in each query's credible set (kirchhof2023mcinfonce).
 
@@ -70,6 +82,11 @@ def credible_retrieval(
     ambiguous picture of it is off by that picture's own spread and lies inside less often. The size
     is computed exactly from the distribution function; the paper takes a quantile of 10,000 draws.
 
+    ``gallery_kappa`` (ours) says how spread the gallery's own posteriors are. An item is then in
+    the set unless another of its spread and of the query's own latent would be nearer with
+    probability 1 - alpha. So the level holds for predicted means too, if both posteriors are right
+    and latents are uniform. Each item then has a threshold of its own, found by sampling.
+
     Parameters
     ----------
     query : VonMisesFisher of batch shape (queries,)
@@ -77,6 +94,14 @@ def credible_retrieval(
         Latents or mean directions; brought to length 1 here.
     alpha : float in (0, 1)
         How often the truth may lie outside.
+    gallery_kappa : Tensor (items,) or None
+        Concentrations of the gallery's posteriors, at least 0, inf allowed; the gallery then holds
+        their mean directions. None takes the gallery for latents.
+    n_samples : int, at least 100
+        Draws behind a threshold, with ``gallery_kappa``. The level is off by about
+        sqrt(alpha (1 - alpha) / n_samples).
+    seed : int
+        Seed of these draws.
 
     Returns
     -------
@@ -86,8 +111,8 @@ def credible_retrieval(
     Raises
     ------
     ValueError
-        If shapes do not go together, alpha is out of range, or a row of the gallery is zero or not
-        finite.
+        If shapes do not go together, alpha or n_samples is out of range, a row of the gallery is
+        zero or not finite, or a concentration is negative or not a number.
 
     Examples
     --------
@@ -96,12 +121,19 @@ def credible_retrieval(
     >>> ids, thresholds = credible_retrieval(query, gallery, alpha=0.05)
     >>> ids[0].tolist(), round(thresholds.item(), 2)
     ([2, 1], 0.94)
+    >>> spread = torch.tensor([3.0, 50.0, 50.0])  # the first item is as ambiguous as it is far off
+    >>> credible_retrieval(query, gallery, gallery_kappa=spread).ids[0].tolist()
+    [2, 1, 0]
     """
+    _check(query, "gallery", gallery, alpha)
     if gallery.ndim != 2:
         raise ValueError(f"gallery must have shape (items, dim), got {tuple(gallery.shape)}")
-    _check(query, "gallery", gallery, alpha)
     gallery = _unit("gallery", gallery, query.mu)
-    limits = query.gap_quantile(1 - alpha)
+    if gallery_kappa is None:
+        limits = query.gap_quantile(1 - alpha)
+    else:
+        spread = check_spread(gallery_kappa, gallery)
+        limits = joint_gap_quantile(query, spread, 1 - alpha, n_samples, seed)
     # A point keeps itself in spite of rounding.
     allowed = limits + 4 * torch.finfo(limits.dtype).eps
     ids = []

@@ -100,7 +100,32 @@ def check_posteriors(
     return ref, pos
 
 
-class Drawing(nn.Module):
+class PosteriorLoss(nn.Module):
+    """A loss of the posteriors of references, their positives and some negatives."""
+
+    def __init__(self, rolled: int) -> None:
+        super().__init__()
+        self.rolled = whole("rolled", rolled, low=1)
+
+    def forward(
+        self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None = None
+    ) -> Tensor:
+        """Return the loss in nats per row.
+
+        Parameters
+        ----------
+        ref, pos : VonMisesFisher of batch shape (batch,); pos may be (batch, 1)
+        neg : VonMisesFisher of batch shape (batch, negatives), or None
+            None takes the positives of other rows.
+        """
+        ref, pos = check_posteriors(ref, pos, neg, self.rolled)
+        return self._loss(ref, pos, neg)
+
+    def _loss(self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None) -> Tensor:
+        raise NotImplementedError
+
+
+class Drawing(PosteriorLoss):
     """A loss that draws from posteriors, with randomness of its own.
 
     In training every call goes on along one stream; in eval mode every call starts the same one
@@ -109,9 +134,8 @@ class Drawing(nn.Module):
     """
 
     def __init__(self, n_samples: int, rolled: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(rolled)
         self.n_samples = whole("n_samples", n_samples, low=1)
-        self.rolled = whole("rolled", rolled, low=1)
         self.seed = whole("seed", seed, low=0)
         self._streams: dict[str, torch.Generator] = {}
 

@@ -196,7 +196,15 @@ class VMFEncoder(nn.Module):
             Examples; with ``example_dims``, under any number of leading axes.
         """
         if self.example_dims is None:
-            found, lead = self.backbone(x), tuple(x.shape[:1])
+            try:
+                found, lead = self.backbone(x), tuple(x.shape[:1])
+            except RuntimeError as error:
+                error.add_note(
+                    f"x has shape {tuple(x.shape)}: where rows lie under several leading axes, as "
+                    "negatives (batch, negatives, ...) do, pass example_dims to VMFEncoder (3 for "
+                    "pictures)"
+                )
+                raise
         else:
             if x.ndim <= self.example_dims:
                 raise ValueError(

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from trialrun.representation.mcinfonce._bessel import log_mean_exp
 from trialrun.representation.mcinfonce._draws import (
     Drawing,
-    check_posteriors,
+    PosteriorLoss,
     finite,
     positive,
-    whole,
 )
 from trialrun.representation.mcinfonce._vmf import VonMisesFisher
 
@@ -107,18 +106,17 @@ class MCInfoNCELoss(Drawing):
         else:
             self.register_buffer("log_kappa", log_kappa)
 
-    def forward(
-        self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None = None
-    ) -> Tensor:
-        """Return the loss in nats per row.
+    @torch.no_grad()
+    def set_kappa(self, kappa: float | int) -> None:
+        """Set k, as for a first phase that raises it from 1 to its value.
 
         Parameters
         ----------
-        ref, pos : VonMisesFisher of batch shape (batch,); pos may be (batch, 1)
-        neg : VonMisesFisher of batch shape (batch, negatives), or None
-            None takes the positives of other rows.
+        kappa : float, above 0
         """
-        ref, pos = check_posteriors(ref, pos, neg, self.rolled)
+        self.log_kappa.fill_(math.log(positive("kappa", kappa)))
+
+    def _loss(self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None) -> Tensor:
         near, far = self._cosines(ref, pos, neg)
         kappa = self.log_kappa.to(near.dtype).exp()
         # Both lose k, which cancels, so that logits stay small next to k.
@@ -179,18 +177,7 @@ class HIBLoss(Drawing):
         self.b = nn.Parameter(torch.tensor(finite("b", b)))
         self.beta = positive("beta", beta, zero=True)
 
-    def forward(
-        self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None = None
-    ) -> Tensor:
-        """Return the loss in nats per row.
-
-        Parameters
-        ----------
-        ref, pos : VonMisesFisher of batch shape (batch,); pos may be (batch, 1)
-        neg : VonMisesFisher of batch shape (batch, negatives), or None
-            None takes the positives of other rows.
-        """
-        ref, pos = check_posteriors(ref, pos, neg, self.rolled)
+    def _loss(self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None) -> Tensor:
         near, far = (self._logit(cosine) for cosine in self._cosines(ref, pos, neg))
         match = -_log_mean(F.logsigmoid(near), 0).mean()
         differ = -_log_mean(F.logsigmoid(-far), 0).mean()
@@ -206,7 +193,7 @@ class HIBLoss(Drawing):
         return self.b.to(cosine.dtype) - self.log_a.to(cosine.dtype).exp() * distance
 
 
-class ELKLoss(nn.Module):
+class ELKLoss(PosteriorLoss):
     """Contrast expected likelihood kernels of posteriors, in closed form (shi2019pfe).
 
     The similarity of two posteriors is the log of the integral of their product (against the
@@ -234,22 +221,10 @@ class ELKLoss(nn.Module):
     """
 
     def __init__(self, temperature: float | int = 1.0, *, rolled: int = 1) -> None:
-        super().__init__()
+        super().__init__(rolled)
         self.temperature = positive("temperature", temperature)
-        self.rolled = whole("rolled", rolled, low=1)
 
-    def forward(
-        self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None = None
-    ) -> Tensor:
-        """Return the loss in nats per row.
-
-        Parameters
-        ----------
-        ref, pos : VonMisesFisher of batch shape (batch,); pos may be (batch, 1)
-        neg : VonMisesFisher of batch shape (batch, negatives), or None
-            None takes the positives of other rows.
-        """
-        ref, pos = check_posteriors(ref, pos, neg, self.rolled)
+    def _loss(self, ref: VonMisesFisher, pos: VonMisesFisher, neg: VonMisesFisher | None) -> Tensor:
         near = log_likelihood_kernel(ref, pos)
         if neg is not None:
             far = log_likelihood_kernel(ref[:, None], neg)

@@ -25,45 +25,15 @@ from trialrun.representation.mcinfonce._cosines import (
     half_gap_quantile,
     reparametrised,
 )
+from trialrun.representation.mcinfonce._sphere import (
+    around,
+    broadcast,
+    checked,
+    log_area,
+    normalised,
+)
 
 _Shape = torch.Size | tuple[int, ...] | list[int]
-
-
-def log_area(dim: int) -> float:
-    """Return the log of the area of the unit sphere in R^dim."""
-    return math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
-
-
-def normalised(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows brought to length 1, and which of them are finite and not zero.
-
-    The largest entry is divided out first, lest squares of 1e-30 or 1e30 leave float32. It carries
-    no gradient: the direction does not depend on it.
-    """
-    scale = points.detach().abs().amax(-1, keepdim=True)
-    scaled = points / scale
-    good = torch.isfinite(scale) & (scale > 0)
-    return scaled / scaled.norm(dim=-1, keepdim=True), good.squeeze(-1)
-
-
-def _checked(mu: Any, kappa: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(mu, Tensor) or not mu.is_floating_point() or mu.ndim < 1 or mu.shape[-1] < 2:
-        got = f"shape {tuple(mu.shape)}, {mu.dtype}" if isinstance(mu, Tensor) else repr(mu)
-        raise ValueError(
-            f"mu must be a floating-point tensor of shape (..., dim) with dim at least 2, got {got}"
-        )
-    try:
-        kappa = torch.as_tensor(kappa, dtype=mu.dtype, device=mu.device)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"kappa must be a tensor or a number, got {kappa!r}") from None
-    try:
-        torch.broadcast_shapes(mu.shape[:-1], kappa.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"kappa must have the shape of mu without its last axis, {tuple(mu.shape[:-1])}, "
-            f"got {tuple(kappa.shape)}: squeeze a trailing 1"
-        ) from None
-    return mu, kappa
 
 
 class VonMisesFisher(Distribution):
@@ -112,14 +82,14 @@ class VonMisesFisher(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        mu, kappa = _checked(mu, kappa)
+        mu, kappa = checked(mu, kappa)
         unit, lengthy = normalised(mu)
         if validate_args is not False:
             if not bool(lengthy.all()):
                 raise ValueError("mu must hold finite rows of a length above 0: see its NaN or 0")
             if not bool((kappa >= 0).all()):
                 raise ValueError(f"kappa must be at least 0, got {float(kappa.min())}")
-        batch = torch.broadcast_shapes(mu.shape[:-1], kappa.shape)
+        batch = broadcast(mu.shape[:-1], kappa.shape)
         self.mu = unit.expand(*batch, mu.shape[-1])
         self.kappa = kappa.expand(batch)
         super().__init__(batch, mu.shape[-1:], validate_args=False)
@@ -248,7 +218,7 @@ class VonMisesFisher(Distribution):
         still = torch.isinf(self.kappa)
         w = torch.where(still, torch.ones_like(gap), 1 - 2 * gap)
         s = torch.where(still, torch.zeros_like(gap), 2 * spread)
-        normal, norm = _around(shape, self.dim, self.mu, generator)
+        normal, norm = around(shape, self.dim, self.mu, generator)
         first, rest = self.mu[..., 0], self.mu[..., 1:]
         sign = torch.where(first < 0, -1.0, 1.0).to(first.dtype)
         along = (rest * normal).sum(-1)
@@ -309,19 +279,6 @@ class VonMisesFisher(Distribution):
 
     def __repr__(self) -> str:
         return f"VonMisesFisher(batch {tuple(self.batch_shape)}, dim {self.dim})"
-
-
-def _around(
-    shape: torch.Size, dim: int, like: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Draw vectors of dim - 1 coordinates, uniform in direction, with their lengths."""
-    normal = torch.randn(
-        (*shape, dim - 1), generator=generator, dtype=like.dtype, device=like.device
-    )
-    if dim == 2:
-        normal = torch.where(normal < 0, -1.0, 1.0).to(normal.dtype)
-        return normal, normal[..., 0].abs()
-    return normal, normal.norm(dim=-1).clamp(min=torch.finfo(normal.dtype).tiny)
 
 
 @register_kl(VonMisesFisher, VonMisesFisher)

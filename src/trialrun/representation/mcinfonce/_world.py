@@ -15,7 +15,6 @@ the complement. ``constant="published"`` takes c as our notes on the code give i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trialrun.representation.mcinfonce import _stack  # noqa: F401
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trialrun.core.seeds import split
+from trialrun.representation.mcinfonce._angles import Angles, turned
 from trialrun.representation.mcinfonce._bessel import sphere_bessel
 from trialrun.representation.mcinfonce._draws import kappa_range, positive, whole
 from trialrun.representation.mcinfonce._vmf import VonMisesFisher
@@ -35,7 +35,6 @@ POSTERIORS = ("vmf", "gaussian", "laplace")
 PUBLISHED_CONSTANTS = {(10, 20.0): 9.50, (64, 20.0): -3.03}
 """(dim, kappa_pos) to the published generator's c, where it was looked up; exact: 11.15, 2.99."""
 
-_GRID = 4096
 _HIDDEN = 32
 
 
@@ -63,42 +62,6 @@ class Inputs(NamedTuple):
     x: Tensor
     posterior: VonMisesFisher
     latents: Tensor
-
-
-class _Angles:
-    """Draws of angles by the inverse of tabulated distribution functions, one per row."""
-
-    def __init__(self, dim: int, log_density: Callable[[Tensor], Tensor]) -> None:
-        self.angle = torch.linspace(0, math.pi, _GRID + 1, dtype=torch.float64)
-        middle = 0.5 * (self.angle[1:] + self.angle[:-1])
-        log = torch.atleast_2d(log_density(middle) + (dim - 2) * torch.log(torch.sin(middle)))
-        mass = torch.exp(log - log.amax(-1, keepdim=True)).cumsum(-1)
-        self.cdf = F.pad(mass / mass[:, -1:], (1, 0))
-        # One rising line of all rows: row r's function lies between r and r + 1.
-        self.ladder = (self.cdf + torch.arange(len(self.cdf))[:, None]).reshape(-1)
-
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw from the one density there is."""
-        row = torch.zeros(math.prod(shape), dtype=torch.long)
-        return self.draw_row(row, generator).reshape(shape)
-
-    def draw_row(self, row: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one angle from the density of every row number in ``row`` (n,)."""
-        u = torch.rand(len(row), generator=generator, dtype=torch.float64)
-        cell = torch.searchsorted(self.ladder, u + row, right=True) - row * (_GRID + 1)
-        cell = cell.clamp(1, _GRID)
-        low, high = self.cdf[row, cell - 1], self.cdf[row, cell]
-        part = ((u - low) / (high - low).clamp(min=1e-300)).clamp(0.0, 1.0)
-        return self.angle[cell - 1] + part * (math.pi / _GRID)
-
-
-def _turned(center: Tensor, angle: Tensor, generator: torch.Generator) -> Tensor:
-    """Return points at the given angles from ``center`` (..., dim), otherwise uniform."""
-    n = torch.randn(center.shape, generator=generator, dtype=torch.float64)
-    n = n - (n * center).sum(-1, keepdim=True) * center
-    return torch.cos(angle)[..., None] * center + torch.sin(angle)[..., None] * F.normalize(
-        n, dim=-1
-    )
 
 
 class VMFWorld:
@@ -185,17 +148,17 @@ class VMFWorld:
             raise ValueError(f"constant must be exact, published or a number, got {constant!r}")
         return float(constant)
 
-    def _acceptance(self, sign: float) -> _Angles:
+    def _acceptance(self, sign: float) -> Angles:
         def log_accepted(angle: Tensor) -> Tensor:
             return F.logsigmoid(sign * (self.kappa_pos * torch.cos(angle) - self.constant))
 
-        return _Angles(self.dim, log_accepted)
+        return Angles(self.dim, log_accepted)
 
-    def _angle_law(self) -> tuple[Tensor, _Angles]:
+    def _angle_law(self) -> tuple[Tensor, Angles]:
         """Tabulate the law's scales against the mean cosine, to match concentrations by it."""
         power = 2 if self.posterior == "gaussian" else 1
         rates = torch.logspace(-1, 4, 1201, dtype=torch.float64)
-        table = _Angles(self.dim, lambda angle: -rates[:, None] * angle**power)
+        table = Angles(self.dim, lambda angle: -rates[:, None] * angle**power)
         middle = 0.5 * (table.angle[1:] + table.angle[:-1])
         return (table.cdf.diff(dim=-1) * torch.cos(middle)).sum(-1), table
 
@@ -214,7 +177,7 @@ class VMFWorld:
         cosines, table = self._law
         wanted = 1 - sphere_bessel(self.dim, kappa).shortfall
         row = torch.searchsorted(cosines, wanted.reshape(-1)).clamp(max=len(cosines) - 1)
-        return _turned(center, table.draw_row(row, generator).reshape(kappa.shape), generator)
+        return turned(center, table.draw_row(row, generator).reshape(kappa.shape), generator)
 
     def _kappa(self, level: Tensor) -> Tensor:
         return torch.exp(math.log(self.low) + level * math.log(self.high / self.low))
@@ -244,7 +207,7 @@ class VMFWorld:
         if self.positives == "vmf":
             kappa = torch.full(z.shape[:-1], self.kappa_pos, dtype=torch.float64)
             return VonMisesFisher(z, kappa, validate_args=False).sample(generator=generator)
-        return _turned(z, self._near.draw(tuple(z.shape[:-1]), generator), generator)
+        return turned(z, self._near.draw(tuple(z.shape[:-1]), generator), generator)
 
     def negative_latents(self, z: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Draw negatives (..., count, dim): from the marginal, or with the complement.
@@ -261,7 +224,7 @@ class VMFWorld:
         if self.positives == "vmf":
             return self._uniform(shape, generator)
         many = z[..., None, :].expand(*shape, self.dim)
-        return _turned(many, self._far.draw(shape, generator), generator)
+        return turned(many, self._far.draw(shape, generator), generator)
 
     def pairs(self, batch: int, negatives: int = 1, *, seed: int) -> Pairs:
         """Generate inputs with a positive and some negatives each, float32.
