@@ -68,7 +68,7 @@ def _binary(name: str, mask: Tensor, images: Tensor) -> Tensor:
             f"{name} must hold 0 and 1, got values from {mask.min():g} to {mask.max():g}: "
             "pick one organ, as in labels == 2"
         )
-    empty = [i for i, one in enumerate(mask) if not bool((one > 0.5).any())]
+    empty = (~(mask > 0.5).flatten(1).any(dim=1)).nonzero()[:, 0].tolist()
     if empty:
         raise ValueError(
             f"{name} must mark at least one pixel of every image, got no foreground in image "
