@@ -25,7 +25,6 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALVES else dtype
 
 
-
 def radial_masks(rows: int, columns: int, cutoff: float) -> Bool[Tensor, "3 rows columns"]:
     """Return the low, middle and high band of a centred spectrum as masks that share nothing.
 
