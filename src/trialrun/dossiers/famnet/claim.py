@@ -173,7 +173,8 @@ TRIAL = Trial(
         "matching": {
             "famnet": partial(by_network, kind="famnet", every=True),
             "prototype": partial(by_network, kind="prototype", every=True),
-            **_networks("prototype-curves", "bandless", "sum", "drop-mid", "permuted"),
+            **_networks("prototype-curves", "bandless", "sum", "drop-mid", "drop-low", "drop-high",
+                        "permuted"),
             "other-organ": _OTHER_ORGAN,
         },
         "weighting": _networks("famnet", "swapped", "even", "unrelated"),

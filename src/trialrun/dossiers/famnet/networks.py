@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,17 @@ from trialrun.fewshot.famnet import (
 
 SHARED = ("famnet", "bandless", "permuted")
 """Networks that several claims ask for."""
-SWAPPED = ("sim", "1-sim", "sim")
+_CHANGES: dict[str, dict[str, Any]] = {
+    "swapped": {"weighting": ("sim", "1-sim", "sim")},
+    "even": {"weighting": ("none", "none", "none")},
+    "drop-low": {"weighting": ("drop", "sim", "1-sim")},
+    "drop-mid": {"weighting": ("1-sim", "drop", "1-sim")},
+    "drop-high": {"weighting": ("1-sim", "sim", "drop")},
+    "bandless": {"cutoff": None, "fusion": "sum"},
+    "sum": {"fusion": "sum"},
+    "grid": {"layout": "grid"},
+}
+"""What an arm's network has that FAMNet as published has not."""
 _SMOOTH = 1.0
 _HEAD = 0.15
 
@@ -120,18 +131,8 @@ def _network(ctx: Context, kind: str) -> PrototypeSegmenter:
         return _fresh(ctx)
     seed, channels, tokens = split(ctx.seed, "weights"), size(ctx).channels, size(ctx).tokens
     make = partial(FAMNet, SmallEncoder(channels, seed=seed), channels, tokens, seed=seed)
-    if kind == "swapped":
-        return make(weighting=SWAPPED)
-    if kind == "even":
-        return make(weighting=("none",) * 3)
-    if kind == "bandless":
-        return make(cutoff=None, fusion="sum")
-    if kind == "sum":
-        return make(fusion="sum")
-    if kind == "drop-mid":
-        return make(weighting=("1-sim", "drop", "1-sim"))
-    if kind == "grid":
-        return make(layout="grid")
+    if kind in _CHANGES:
+        return make(**_CHANGES[kind])
     net = make()
     if kind == "permuted":
         net.FAM = _Permuted(tokens, seed=seed, order_seed=split(ctx.seed, "order"))
