@@ -28,6 +28,7 @@ from trialrun.fewshot.famnet import (
     read_folder,
     supervoxels,
     train_episodes,
+    write_nifti,
     write_png,
 )
 
@@ -429,7 +430,7 @@ def test_organ_numbers_mean_the_same_in_all_volumes_and_odd_labels_are_named(tmp
     ("changes", "words"),
     [
         ({"sise": 3}, "a layout has no setting 'sise': it has image"),
-        ({"spacing": 0}, "spacing must be above 0"),
+        ({"spacing": 0}, "spacing must be one number above 0"),
         ({"size": -1}, "size must be at least 1"),
         ({"window": (275, -125)}, "window must be"),
         ({"image": "(("}, "image must be a regular expression"),
@@ -513,6 +514,71 @@ def test_preparing_refuses_what_cannot_be_scored():
         prepare_volume(flat, flat, (1.0, 1.0, 1.0), LAYOUTS["nifti"])
     with pytest.raises(ValueError, match="must be finite"):
         prepare_volume(flat * np.nan, flat, (1.0, 1.0, 1.0), LAYOUTS["nifti"])
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [np.diag([2.0, 2.0, 3.0, 1.0]), np.diag([-2.0, 2.0, 3.0, 1.0]),
+     np.array([[0, 0, 3.0, 5], [-2, 0, 0, 1], [0, 2, 0, 0], [0, 0, 0, 1.0]])],
+)  # fmt: skip
+@pytest.mark.parametrize("changes", [{}, {"size": 31}, {"size": 37, "spacing": 1.0}])
+def test_a_mask_goes_back_to_the_scan_it_came_from(tmp_path, affine, changes):
+    picture, _ = case(shape=(12, 10, 11))
+    marks = np.zeros(picture.shape, np.uint8)
+    marks[3:7, 4:8, 2:9] = 1
+    marks[8:10, 3:6, 4:6] = 2
+    write(tmp_path / "images/a.nii", picture, affine=affine)
+    write(tmp_path / "labels/a.nii", marks, affine=affine)
+    (volume,) = read_folder(tmp_path, **changes).volumes
+    written = nibabel.load(write_nifti(tmp_path / "back.nii.gz", volume.labels, volume))
+    np.testing.assert_array_equal(written.affine, affine)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), marks)
+
+
+def test_a_mask_of_a_cut_scan_is_empty_where_it_was_cut(tmp_path):
+    picture, marks = case(shape=(12, 10, 4))
+    write(tmp_path / "images/a.nii", picture)
+    write(tmp_path / "labels/a.nii", marks.astype(np.uint8))
+    (volume,) = read_folder(tmp_path, size=6).volumes
+    back = np.asarray(nibabel.load(write_nifti(tmp_path / "b.nii", volume.labels, volume)).dataobj)
+    np.testing.assert_array_equal(back[3:9, 2:8], marks[3:9, 2:8])
+    assert not back[:3].any()
+    with pytest.raises(ValueError, match="mask must have shape"):
+        write_nifti(tmp_path / "b.nii", volume.labels[1:], volume)
+
+
+def test_images_without_labels_are_read_alike(tmp_path):
+    picture, marks = case()
+    write(tmp_path / "images/a.nii", picture)
+    with pytest.raises(UsageError, match=r"a\.nii: it has no label file"):
+        read_folder(tmp_path)
+    (bare,) = read_folder(tmp_path, labels=False, size=16).volumes
+    write(tmp_path / "labels/a.nii", marks.astype(np.uint8))
+    (labelled,) = read_folder(tmp_path, size=16).volumes
+    np.testing.assert_array_equal(bare.image, labelled.image)
+    assert not bare.labels.any()
+    np.testing.assert_array_equal(labelled.organ(1), labelled.organ("1"))
+    with pytest.raises(UsageError, match="has no organ '1': there are none"):
+        bare.organ(1)
+    with pytest.raises(UsageError, match="must hold images as"):
+        read_folder(tmp_path / "labels", "chaos", labels=False)
+
+
+def test_an_encoder_may_return_a_list_of_one_map_and_no_more():
+    class Maps(torch.nn.Module):
+        def __init__(self, count):
+            super().__init__()
+            self.count = count
+            self.body = torch.nn.Conv2d(1, 8, 4, 4)
+
+        def forward(self, images):
+            return [self.body(images)] * self.count
+
+    image, mask = torch.rand(1, 1, 16, 16), torch.ones(1, 16, 16)
+    pred, _ = PrototypeSegmenter(Maps(1), channels=8)(image, mask, image)
+    assert pred.shape == (1, 2, 16, 16)
+    with pytest.raises(TypeError, match=r"must return one feature map, .* got 2 maps: choose one"):
+        PrototypeSegmenter(Maps(2), channels=8)(image, mask, image)
 
 
 # Pictures

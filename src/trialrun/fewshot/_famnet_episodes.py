@@ -122,7 +122,8 @@ class Augmentation:
         affine = torch.from_numpy(np.stack([one.affine for one in bends]).astype(np.float32))
         grid = F.affine_grid(affine, [len(bends), 1, rows, columns], align_corners=False)
         if self.alpha:
-            noise = torch.from_numpy(np.stack([one.noise for one in bends]).astype(np.float32))
+            drawn = np.stack([one.noise for one in bends if one.noise is not None])
+            noise = torch.from_numpy(drawn.astype(np.float32))
             smooth = _blur(rows, self.sigma) @ noise @ _blur(columns, self.sigma).T
             pixels = torch.tensor([2 / columns, 2 / rows])
             grid = grid + (self.alpha * smooth).permute(0, 2, 3, 1) * pixels
@@ -214,7 +215,7 @@ class EpisodeSampler:
                 pair = how.recurve(pair, random) if how.curve else pair
                 lit, bent = random.integers(2, size=2)
                 pair[lit] = how.brighten(pair[lit], random)
-                bends.append(how.bend(*pair[0].shape, random))
+                bends.append(how.bend(pair[0].shape[0], pair[0].shape[1], random))
                 sides.append(int(bent))
             images.append(np.stack(pair))
             masks.append(np.stack(marks))

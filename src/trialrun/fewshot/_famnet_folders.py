@@ -30,7 +30,8 @@ class Volume:
     """One prepared case, arrays of shape (slices, rows, columns).
 
     ``image`` is z-scored float32; ``labels`` holds 0, then 1, 2, ... for ``organs`` in order;
-    ``spacing`` is (slices, rows, columns) in millimetres.
+    ``spacing`` is (slices, rows, columns) in millimetres; ``path`` and ``plane`` say where the
+    image came from and how it was turned, for `write_nifti`.
     """
 
     case: str
@@ -38,19 +39,21 @@ class Volume:
     labels: NDArray[np.uint8]
     organs: tuple[str, ...]
     spacing: tuple[float, float, float]
+    path: Path | None = None
+    plane: str = "axial"
 
-    def organ(self, name: str) -> NDArray[np.bool_]:
-        """Return the mask of organ ``name``.
+    def organ(self, name: str | int) -> NDArray[np.bool_]:
+        """Return the mask of organ ``name``; a number stands for its text.
 
         Raises
         ------
         UsageError
             Listing the organs there are.
         """
+        name = str(name)
         if name not in self.organs:
-            raise UsageError(
-                f"{self.case} has no organ {name!r}: there are {', '.join(self.organs)}"
-            )
+            there = ", ".join(map(repr, self.organs)) or "none"
+            raise UsageError(f"{self.case} has no organ {name!r}: there are {there}")
         return self.labels == 1 + self.organs.index(name)
 
 
@@ -122,11 +125,15 @@ class _Case(NamedTuple):
     image: NDArray[np.float32]
     labels: NDArray[np.int64]
     spacing: tuple[float, float, float]
+    path: Path
 
 
-def _read_case(image: Path, label: Path, layout: Layout) -> _Case:
+def _read_case(image: Path, label: Path | None, layout: Layout) -> _Case:
     nibabel = need("nibabel", extra="brain")
     values, spacing, grid = _stack(nibabel.load(image), layout.plane)
+    if label is None:
+        nothing = np.zeros(values.shape, dtype=np.int64)
+        return _Case(*prepare_volume(values, nothing, spacing, layout), image)
     marks, _, other = _stack(nibabel.load(label), layout.plane)
     if marks.shape == values.shape:
         apart = float(np.abs(grid - other).max())
@@ -137,7 +144,7 @@ def _read_case(image: Path, label: Path, layout: Layout) -> _Case:
             )
     _check_labels(marks, layout)
     made, kept, spacing = prepare_volume(values, marks, spacing, layout)
-    return _Case(made, np.rint(kept).astype(np.int64), spacing)
+    return _Case(made, np.rint(kept).astype(np.int64), spacing, image)
 
 
 def _numbered(
@@ -201,25 +208,30 @@ def broken_files() -> tuple[type[Exception], ...]:
 
 
 def _read_cases(
-    images: Mapping[str, Path], labels: Mapping[str, Path], layout: Layout
+    images: Mapping[str, Path], labels: Mapping[str, Path] | None, layout: Layout
 ) -> tuple[dict[str, _Case], dict[str, str]]:
     """Return the readable cases, and the reason why each other file was skipped."""
     skipped: dict[str, str] = {}
     cases: dict[str, _Case] = {}
     broken = broken_files()
     for case, path in images.items():
-        if case not in labels:
+        if labels is not None and case not in labels:
             skipped[path.name] = "it has no label file"
             continue
         try:
-            cases[case] = _read_case(path, labels[case], layout)
+            cases[case] = _read_case(path, None if labels is None else labels[case], layout)
         except broken as error:
             skipped[path.name] = str(error).partition("\n")[0]
     return cases, skipped
 
 
 def read_folder(
-    folder: str | Path, layout: str | Layout = "nifti", *, only: str = "", **changes: Any
+    folder: str | Path,
+    layout: str | Layout = "nifti",
+    *,
+    only: str = "",
+    labels: bool = True,
+    **changes: Any,
 ) -> Folder:
     """Read every labelled case of a folder; what cannot be read is skipped, counted and named.
 
@@ -229,6 +241,9 @@ def read_folder(
     layout : {"chaos", "btcv", "ms-cmrseg", "nifti"} or Layout
     only : str
         Text that a case's name must hold, such as ``LGE``.
+    labels : bool
+        False reads images alone, prepared alike, with labels 0 everywhere: to train on, or to
+        segment.
     **changes
         Settings of the layout to change, such as ``size=128``.
 
@@ -256,20 +271,29 @@ def read_folder(
     """
     root = Path(folder)
     layout = chosen_layout(layout, **changes)
-    images, labels = found_files(root, layout, only)
-    cases, skipped = _read_cases(images, labels, layout)
+    images, marks = found_files(root, layout, only)
+    cases, skipped = _read_cases(images, marks if labels else None, layout)
     if not cases:
         first = next((f": {name}: {why}" for name, why in skipped.items()), "")
+        wanted = f"images with labels as {layout.image} and {layout.label}"
         raise UsageError(
-            f"{folder} must hold images with labels as {layout.image} and {layout.label}, "
-            f"got {len(images)} images and {len(labels)} labels, none readable{first}"
+            f"{folder} must hold {wanted if labels else f'images as {layout.image}'}, got "
+            f"{len(images)} images and {len(marks)} labels, none readable{first}"
         )
     values = np.unique(np.concatenate([np.unique(one.labels) for one in cases.values()]))
     organs = layout.organs or {str(v): (v,) for v in values.tolist() if v > 0}
     if len(organs) > 255:
         raise UsageError(f"{folder} must hold at most 255 organs, got {len(organs)}")
     volumes = (
-        Volume(case, one.image, _numbered(one.labels, organs), tuple(organs), one.spacing)
+        Volume(
+            case,
+            one.image,
+            _numbered(one.labels, organs),
+            tuple(organs),
+            one.spacing,
+            one.path,
+            layout.plane,
+        )
         for case, one in cases.items()
     )
     return Folder(tuple(volumes), skipped)

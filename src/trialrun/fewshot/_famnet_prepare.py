@@ -29,7 +29,8 @@ def _resize(values: NDArray, axis: int, count: int) -> NDArray:
     return np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
 
 
-def _nearest(values: NDArray, axis: int, count: int) -> NDArray:
+def nearest(values: NDArray, axis: int, count: int) -> NDArray:
+    """Resize one axis of labels to ``count``, each taken from the nearest of ``values``."""
     size = values.shape[axis]
     at = (np.arange(count) + 0.5) * size / count
     return values.take(np.floor(at).astype(int).clip(0, size - 1), axis=axis)
@@ -93,7 +94,7 @@ def prepare_volume(
         if layout.spacing is not None:
             count = max(1, round(values.shape[axis] * spacing[axis] / layout.spacing))
             values = _resize(values, axis, count)
-            labels = _nearest(labels, axis, count)
+            labels = nearest(labels, axis, count)
             out[axis] = layout.spacing
         if layout.size is not None:
             values = _centred(values, axis, layout.size, float(values.min()))

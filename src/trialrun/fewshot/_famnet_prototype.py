@@ -154,6 +154,14 @@ class PrototypeSegmenter(nn.Module):
                 )
             images = images.expand(-1, wanted, -1, -1)
         made = self.encoder(images)
+        if isinstance(made, list) and len(made) == 1:  # timm's way to return the only map
+            made = made[0]
+        if not isinstance(made, (Tensor, tuple)):
+            got = f"{len(made)} maps" if isinstance(made, list) else type(made).__name__
+            raise TypeError(
+                f"the encoder must return one feature map, or that and thresholds, got {got}: "
+                "choose one, as with timm's out_indices=(2,)"
+            )
         features, threshold = made if isinstance(made, tuple) else (made, None)
         if features.dim() != 4 or features.shape[1] != self.channels:
             raise ValueError(

@@ -131,7 +131,9 @@ def keep(ctx: Context, folder: Path) -> str:
         net = trained(ctx, "famnet", Path(scratch)).cpu()
     save_file(net.state_dict(), folder / "famnet.safetensors")
     made = f"FAMNet(SmallEncoder({budget.channels}), {budget.channels}, {budget.tokens})"
-    read = f"read_folder(FOLDER, spacing={own.spacing!r}, size={budget.own_size})"
+    layout = ctx.on.options.get("as", "nifti")
+    layout = "LAYOUT" if "=" in layout else repr(layout)
+    read = f"read_folder(FOLDER, {layout}, spacing={own.spacing!r}, size={budget.own_size})"
     return (
         "from safetensors.torch import load_file\n"
         "from trialrun.fewshot.famnet import FAMNet, SmallEncoder, evaluate_volume, read_folder\n"

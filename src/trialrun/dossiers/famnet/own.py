@@ -123,11 +123,14 @@ def read_own(on: On, side: int) -> Own:
     spacing = max(_widest(path, layouts[name]) for name, path in folders.items()) / side
     volumes, skipped = {}, []
     for name, path in folders.items():
-        change = {"spacing": spacing} if spacing > 0 else {}
-        found = read_folder(path, layouts[name], size=side, **change)
+        # Where nothing can be opened the loader says why.
+        wanted = spacing if spacing > 0 else None
+        # Training takes no labels: they are read where volumes are tested.
+        labelled = len(folders) == 1 or name != next(iter(folders))
+        found = read_folder(path, layouts[name], labels=labelled, size=side, spacing=wanted)
         volumes[name] = found.volumes
         skipped += [f"{Path(name) / file} ({why})" for file, why in found.skipped.items()]
-        if not any(volume.labels.any() for volume in found.volumes):
+        if labelled and not any(volume.labels.any() for volume in found.volumes):
             raise UsageError(
                 f"the labels in {path} must mark an organ, got no foreground in any of "
                 f"{len(found.volumes)} volumes{_count(skipped)}"
