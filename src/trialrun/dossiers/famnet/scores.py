@@ -54,13 +54,15 @@ def dice_by_contrast(
     """Segment every organ of the query volumes by a support volume of the same contrast.
 
     ``other`` marks another organ in the support, on the slices that show the organ (`other_organ`);
-    ``every`` also scores all slices of one query of the first contrast that is judged, whether they
-    show the organ or not.
+    ``every`` also scores the contrast trained on, and all slices of one query of the first contrast
+    that is judged, whether they show the organ or not.
     """
     points: dict[str, float] = {}
     extra: dict[str, float] = {}
     n = 0
     for name, exam in exams(ctx):
+        if not (exam.judged or every):
+            continue
         ask = partial(_answers, net, exam, other=other)
         scores = ask(protocol="organ-present", asks=exam.asks)
         if not exam.judged:
