@@ -126,6 +126,17 @@ def test_broken_files_are_skipped_counted_and_named(one, capsys):
     assert "no contrast changes" in told
 
 
+def test_a_flat_or_odd_file_does_not_set_the_spacing(one, capsys):
+    write(one, "flat", np.ones((400, 400), np.float32))
+    write(one, "flat", np.ones((400, 400), np.uint8), part="labels")
+    odd = nibabel.Nifti1Image(np.ones((40, 36, 4), np.float32), np.eye(4))
+    odd.header["pixdim"][1] = np.inf
+    nibabel.save(odd, one / "images/odd.nii.gz")
+    assert read_own(context(one).on, SIDE).spacing == pytest.approx(40 * 2.0 / SIDE)
+    check_on(context(one))
+    assert "2 files were skipped" in capsys.readouterr().err
+
+
 def _no_labels(root):
     for path in (root / "labels").iterdir():
         path.unlink()

@@ -103,10 +103,12 @@ def _widest(folder: Path, layout: Layout) -> float:
             turned = nibabel.orientations.io_orientation(file.affine)[:, 0]
         except broken_files():
             continue
+        if len(file.shape) < 3:
+            continue
         zooms = file.header.get_zooms()
-        of = range(3) if len(turned) == 3 else ()
-        inside = [i for i in of if turned[i] < 2] if layout.plane == "axial" else [0, 1]
-        widest = max([widest, *(file.shape[i] * float(zooms[i]) for i in inside)])
+        inside = [i for i in range(3) if turned[i] < 2] if layout.plane == "axial" else [0, 1]
+        reach = max((file.shape[i] * float(zooms[i]) for i in inside), default=0.0)
+        widest = max(widest, reach) if np.isfinite(reach) else widest
     return widest
 
 
