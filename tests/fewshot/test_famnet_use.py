@@ -23,6 +23,7 @@ from trialrun.fewshot.famnet import (
     dice_score,
     encode_volume,
     evaluate_volume,
+    foreground_tokens,
     overlay,
     prepare_volume,
     read_folder,
@@ -613,3 +614,25 @@ def test_a_written_picture_reads_back(tmp_path):
 def test_an_overlay_refuses_masks_of_another_size():
     with pytest.raises(ValueError, match="truth must have the image's shape"):
         overlay(np.zeros((4, 4)), truth=np.zeros((2, 2)))
+
+
+def test_foregrounds_of_a_batch_are_those_of_its_images():
+    maps = torch.rand(4, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(4, 20, 24, dtype=torch.bool)
+    masks[0, 2:19, 3:9], masks[2, 4, 4], masks[3] = True, True, True
+    together = foreground_tokens(maps, masks, 7)
+    alone = torch.cat([foreground_tokens(maps[i : i + 1], masks[i : i + 1], 7) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-14)
+    assert not together[1].any()
+
+
+def test_a_batch_holds_the_episodes_that_its_numbers_draw():
+    volume = np.random.default_rng(0).normal(size=(3, 16, 16))
+    regions = np.ones((3, 16, 16), int)
+    sampler = EpisodeSampler([volume], [regions], min_pixels=9, augmentation=Augmentation())
+    one, three = sampler.batch(5, 1), sampler.batch(5, 3)
+    for a, b in zip(one, three):
+        torch.testing.assert_close(a[0], b[0])
+    # Of each pair one slice at most is bent: the other keeps its mask whole.
+    whole = (three.support_mask.flatten(1).all(1), three.query_mask.flatten(1).all(1))
+    assert bool((whole[0] | whole[1]).all())
