@@ -1,9 +1,11 @@
 """Train on unlabelled T1 heads, then segment a T2 head by one labelled T2 head, and draw it.
 
 The T2 heads are painted from tissue values (synthetic). Takes some ten seconds on one core; a real
-run trains for hours, with `SCHEDULES["paper"]` and a pretrained encoder.
+run trains for hours, with `SCHEDULES["paper"]` and a pretrained encoder. Give a file name to keep
+the picture: ``python examples/famnet_volumes.py thalamus.png``.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -39,7 +41,9 @@ sampler = EpisodeSampler(
     [z_score(t1)], [regions], min_pixels=40, augmentation=Augmentation(shift=6.0)
 )
 
-net = FAMNet(SmallEncoder(32), channels=32, n_tokens=100)
+# From scratch and in so few steps the plain sum of the bands learns; attention between them needs
+# a pretrained encoder or far longer.
+net = FAMNet(SmallEncoder(32), channels=32, n_tokens=100, fusion="sum")
 run = train_episodes(net, sampler, Schedule(steps=80, batch=4, lr=2e-3, optimiser="adam"))
 print(f"loss {np.mean(run.losses[:10]):.2f}, then {np.mean(run.losses[-10:]):.2f} nats per pixel")
 
@@ -57,5 +61,5 @@ print(f"left thalamus in T2: Dice {found.dice:.2f} on {len(found.slices)} slices
 shown = found.slices[len(found.slices) // 2]
 picture = overlay(query.image[shown], query.labels[shown] == organ, found.prediction[shown])
 with tempfile.TemporaryDirectory() as folder:
-    path = write_png(Path(folder) / "thalamus.png", picture)
+    path = write_png(sys.argv[1] if len(sys.argv) > 1 else Path(folder) / "found.png", picture)
     print(f"drawn as a PNG of {picture.shape[1]} x {picture.shape[0]} pixels: {path.is_file()}")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trialrun.dossiers.famnet.claim import _likeness
-from trialrun.dossiers.famnet.heads import other_organ
+from trialrun.dossiers.famnet.scores import other_organ
 from trialrun.fewshot._famnet_volumes import support_slices
 
 
@@ -23,7 +23,7 @@ def test_the_control_marks_something_else_on_the_organ_s_own_slices():
     labels = np.zeros((6, 8, 8), dtype=np.uint8)
     labels[1:5, 2:4, 2:5] = 1
     labels[3:6, 5:7, 2:5] = 2
-    wrong, own = other_organ(labels, 1), labels == 1
+    wrong, own = other_organ(labels, 1, 6), labels == 1
     np.testing.assert_array_equal(wrong.any(axis=(1, 2)), own.any(axis=(1, 2)))
     np.testing.assert_array_equal(support_slices(wrong, 3), support_slices(own, 3))
     assert not (wrong & own).any()
@@ -32,11 +32,11 @@ def test_the_control_marks_something_else_on_the_organ_s_own_slices():
     assert wrong[1].sum() == own[1].sum()
     everywhere = np.ones((2, 4, 4), dtype=np.uint8)
     everywhere[:, 0, 0] = 0
-    assert other_organ(everywhere, 1).any(axis=(1, 2)).all()
+    assert other_organ(everywhere, 1, 6).any(axis=(1, 2)).all()
 
 
 def test_shuffled_tokens_still_hold_the_same_values():
-    from trialrun.dossiers.famnet.heads import _Permuted
+    from trialrun.dossiers.famnet.networks import _Permuted
 
     match = _Permuted(9, seed=0, order_seed=1)
     features, mask = torch.rand(1, 2, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool)

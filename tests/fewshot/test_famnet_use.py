@@ -23,11 +23,13 @@ from trialrun.fewshot.famnet import (
     dice_score,
     encode_volume,
     evaluate_volume,
+    foreground_tokens,
     overlay,
     prepare_volume,
     read_folder,
     supervoxels,
     train_episodes,
+    write_nifti,
     write_png,
 )
 
@@ -429,7 +431,7 @@ def test_organ_numbers_mean_the_same_in_all_volumes_and_odd_labels_are_named(tmp
     ("changes", "words"),
     [
         ({"sise": 3}, "a layout has no setting 'sise': it has image"),
-        ({"spacing": 0}, "spacing must be above 0"),
+        ({"spacing": 0}, "spacing must be one number above 0"),
         ({"size": -1}, "size must be at least 1"),
         ({"window": (275, -125)}, "window must be"),
         ({"image": "(("}, "image must be a regular expression"),
@@ -515,6 +517,71 @@ def test_preparing_refuses_what_cannot_be_scored():
         prepare_volume(flat * np.nan, flat, (1.0, 1.0, 1.0), LAYOUTS["nifti"])
 
 
+@pytest.mark.parametrize(
+    "affine",
+    [np.diag([2.0, 2.0, 3.0, 1.0]), np.diag([-2.0, 2.0, 3.0, 1.0]),
+     np.array([[0, 0, 3.0, 5], [-2, 0, 0, 1], [0, 2, 0, 0], [0, 0, 0, 1.0]])],
+)  # fmt: skip
+@pytest.mark.parametrize("changes", [{}, {"size": 31}, {"size": 37, "spacing": 1.0}])
+def test_a_mask_goes_back_to_the_scan_it_came_from(tmp_path, affine, changes):
+    picture, _ = case(shape=(12, 10, 11))
+    marks = np.zeros(picture.shape, np.uint8)
+    marks[3:7, 4:8, 2:9] = 1
+    marks[8:10, 3:6, 4:6] = 2
+    write(tmp_path / "images/a.nii", picture, affine=affine)
+    write(tmp_path / "labels/a.nii", marks, affine=affine)
+    (volume,) = read_folder(tmp_path, **changes).volumes
+    written = nibabel.load(write_nifti(tmp_path / "back.nii.gz", volume.labels, volume))
+    np.testing.assert_array_equal(written.affine, affine)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), marks)
+
+
+def test_a_mask_of_a_cut_scan_is_empty_where_it_was_cut(tmp_path):
+    picture, marks = case(shape=(12, 10, 4))
+    write(tmp_path / "images/a.nii", picture)
+    write(tmp_path / "labels/a.nii", marks.astype(np.uint8))
+    (volume,) = read_folder(tmp_path, size=6).volumes
+    back = np.asarray(nibabel.load(write_nifti(tmp_path / "b.nii", volume.labels, volume)).dataobj)
+    np.testing.assert_array_equal(back[3:9, 2:8], marks[3:9, 2:8])
+    assert not back[:3].any()
+    with pytest.raises(ValueError, match="mask must have shape"):
+        write_nifti(tmp_path / "b.nii", volume.labels[1:], volume)
+
+
+def test_images_without_labels_are_read_alike(tmp_path):
+    picture, marks = case()
+    write(tmp_path / "images/a.nii", picture)
+    with pytest.raises(UsageError, match=r"a\.nii: it has no label file"):
+        read_folder(tmp_path)
+    (bare,) = read_folder(tmp_path, labels=False, size=16).volumes
+    write(tmp_path / "labels/a.nii", marks.astype(np.uint8))
+    (labelled,) = read_folder(tmp_path, size=16).volumes
+    np.testing.assert_array_equal(bare.image, labelled.image)
+    assert not bare.labels.any()
+    np.testing.assert_array_equal(labelled.organ(1), labelled.organ("1"))
+    with pytest.raises(UsageError, match="has no organ '1': there are none"):
+        bare.organ(1)
+    with pytest.raises(UsageError, match="must hold images as"):
+        read_folder(tmp_path / "labels", "chaos", labels=False)
+
+
+def test_an_encoder_may_return_a_list_of_one_map_and_no_more():
+    class Maps(torch.nn.Module):
+        def __init__(self, count):
+            super().__init__()
+            self.count = count
+            self.body = torch.nn.Conv2d(1, 8, 4, 4)
+
+        def forward(self, images):
+            return [self.body(images)] * self.count
+
+    image, mask = torch.rand(1, 1, 16, 16), torch.ones(1, 16, 16)
+    pred, _ = PrototypeSegmenter(Maps(1), channels=8)(image, mask, image)
+    assert pred.shape == (1, 2, 16, 16)
+    with pytest.raises(TypeError, match=r"must return one feature map, .* got 2 maps: choose one"):
+        PrototypeSegmenter(Maps(2), channels=8)(image, mask, image)
+
+
 # Pictures
 
 
@@ -547,3 +614,25 @@ def test_a_written_picture_reads_back(tmp_path):
 def test_an_overlay_refuses_masks_of_another_size():
     with pytest.raises(ValueError, match="truth must have the image's shape"):
         overlay(np.zeros((4, 4)), truth=np.zeros((2, 2)))
+
+
+def test_foregrounds_of_a_batch_are_those_of_its_images():
+    maps = torch.rand(4, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(4, 20, 24, dtype=torch.bool)
+    masks[0, 2:19, 3:9], masks[2, 4, 4], masks[3] = True, True, True
+    together = foreground_tokens(maps, masks, 7)
+    alone = torch.cat([foreground_tokens(maps[i : i + 1], masks[i : i + 1], 7) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-14)
+    assert not together[1].any()
+
+
+def test_a_batch_holds_the_episodes_that_its_numbers_draw():
+    volume = np.random.default_rng(0).normal(size=(3, 16, 16))
+    regions = np.ones((3, 16, 16), int)
+    sampler = EpisodeSampler([volume], [regions], min_pixels=9, augmentation=Augmentation())
+    one, three = sampler.batch(5, 1), sampler.batch(5, 3)
+    for a, b in zip(one, three):
+        torch.testing.assert_close(a[0], b[0])
+    # Of each pair one slice at most is bent: the other keeps its mask whole.
+    whole = (three.support_mask.flatten(1).all(1), three.query_mask.flatten(1).all(1))
+    assert bool((whole[0] | whole[1]).all())

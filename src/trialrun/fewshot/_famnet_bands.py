@@ -10,6 +10,7 @@ from trialrun.fewshot import _famnet_stack  # noqa: F401
 
 # isort: split
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to sum in: half precision cannot hold a sum over many pixels."""
+    return torch.float32 if dtype in _HALVES else dtype
 
 
 def radial_masks(rows: int, columns: int, cutoff: float) -> Bool[Tensor, "3 rows columns"]:
@@ -44,6 +50,11 @@ def radial_masks(rows: int, columns: int, cutoff: float) -> Bool[Tensor, "3 rows
     check_cutoff(cutoff)
     if rows < 1 or columns < 1:
         raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
+    return _radial_masks(rows, columns, cutoff).clone()
+
+
+@lru_cache(maxsize=32)
+def _radial_masks(rows: int, columns: int, cutoff: float) -> Tensor:
     far = torch.hypot(
         torch.arange(rows, dtype=torch.float64)[:, None] - rows // 2,
         torch.arange(columns, dtype=torch.float64)[None, :] - columns // 2,
@@ -83,12 +94,18 @@ def split_bands(
     (True, 0.0)
     """
     rows, columns = x.shape[-2:]
-    masks = torch.fft.ifftshift(radial_masks(rows, columns, cutoff), dim=(-2, -1))
-    masks = masks[..., : columns // 2 + 1].to(x.device)
-    wide = x.float() if x.dtype in _HALVES else x
-    spectrum = torch.fft.rfft2(wide)
-    low, high = (torch.fft.irfft2(spectrum * masks[i], s=(rows, columns)) for i in (0, 2))
+    masks = _outer_masks(rows, columns, cutoff).to(x.device)
+    wide = x.to(_wide(x.dtype))
+    spectrum = torch.fft.rfft2(wide)[..., None, :, :] * masks
+    low, high = torch.fft.irfft2(spectrum, s=(rows, columns)).unbind(-3)
     return low.to(x.dtype), (wide - low - high).to(x.dtype), high.to(x.dtype)
+
+
+@lru_cache(maxsize=32)
+def _outer_masks(rows: int, columns: int, cutoff: float) -> Tensor:
+    """Return the low and the high mask over the half spectrum that `rfft2` gives."""
+    masks = torch.fft.ifftshift(radial_masks(rows, columns, cutoff), dim=(-2, -1))
+    return masks[::2, :, : columns // 2 + 1]
 
 
 def split_token_bands(
@@ -140,6 +157,12 @@ def interpolation_matrix(out: int, size: int) -> Float[Tensor, "out size"]:
     return matrix
 
 
+@lru_cache(maxsize=32)
+def _interpolation(out: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a matrix that is kept: nobody may write to it."""
+    return interpolation_matrix(out, size).to(device, dtype)
+
+
 def masked_average(
     features: Float[Tensor, "batch channels h w"], mask: Float[Tensor, "batch rows columns"]
 ) -> Float[Tensor, "batch channels"]:
@@ -154,9 +177,11 @@ def masked_average(
     tensor([[1., 1.]])
     """
     with torch.autocast(features.device.type, enabled=False):
-        wide = features.float() if features.dtype in _HALVES else features
-        down = interpolation_matrix(mask.shape[1], features.shape[2]).to(wide)
-        across = interpolation_matrix(mask.shape[2], features.shape[3]).to(wide)
+        wide = features.to(_wide(features.dtype))
+        down, across = (
+            _interpolation(mask.shape[axis], wide.shape[axis + 1], wide.dtype, wide.device)
+            for axis in (1, 2)
+        )
         mask = mask.to(wide)
         share = mask / (mask.sum(dim=(1, 2), keepdim=True) + 1e-5)
         averaged = torch.einsum("bchw,bhw->bc", wide, down.T @ share @ across)
@@ -170,40 +195,46 @@ def _corners(at: Tensor, out: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def token_matrix(
-    mask: Bool[Tensor, "rows columns"], size: tuple[int, int], n_tokens: int
-) -> Float[Tensor, "places tokens"]:
-    """Return the matrix that makes tokens of an (h, w) feature map: one column per token.
+def token_matrices(
+    mask: Bool[Tensor, "batch rows columns"],
+    size: tuple[int, int],
+    n_tokens: int,
+    dtype: torch.dtype = torch.float64,
+) -> Float[Tensor, "batch places tokens"]:
+    """Return the matrices that make tokens of (h, w) feature maps: one column per token.
 
     Each foreground pixel, in raster order, is interpolated from the map; the list is then brought
     to ``n_tokens`` by adaptive average pooling, which repeats pixels where there are fewer. A mask
-    without foreground gives zeros.
+    without foreground gives zeros. All images are done at once: a pixel that serves a token is an
+    entry of one long list.
 
     Examples
     --------
-    >>> token_matrix(torch.ones(2, 2, dtype=torch.bool), (2, 2), 2).tolist()
+    >>> token_matrices(torch.ones(1, 2, 2, dtype=torch.bool), (2, 2), 2)[0].tolist()
     [[0.5, 0.0], [0.5, 0.0], [0.0, 0.5], [0.0, 0.5]]
     """
-    height, width = size
-    matrix = torch.zeros(height * width * n_tokens, dtype=torch.float64, device=mask.device)
-    rows, columns = mask.nonzero(as_tuple=True)
-    pixels = len(rows)
-    if not pixels:
-        return matrix.view(height * width, n_tokens)
-    token = torch.arange(n_tokens, device=mask.device)
+    (height, width), device = size, mask.device
+    places = height * width
+    matrix = torch.zeros(len(mask) * places * n_tokens, dtype=dtype, device=device)
+    _, rows, columns = mask.nonzero(as_tuple=True)
+    pixels = mask.flatten(1).sum(dim=1)[:, None]
+    token = torch.arange(n_tokens, device=device)
     first = token * pixels // n_tokens
-    length = -(-(token + 1) * pixels // n_tokens) - first
-    owner = token.repeat_interleave(length)
-    step = torch.arange(len(owner), device=mask.device)
-    pixel = first[owner] + step - (length.cumsum(0) - length)[owner]
-    top, bottom, down = _corners(rows[pixel], mask.shape[0], height)
-    left, right, across = _corners(columns[pixel], mask.shape[1], width)
-    share = 1 / length[owner].double()
+    length = ((token + 1) * pixels + n_tokens - 1) // n_tokens - first
+    start = (first + pixels.cumsum(0) - pixels).flatten()
+    length = length.flatten()
+    column = torch.arange(len(mask), device=device)[:, None] * (places * n_tokens) + token
+    owner = torch.arange(len(length), device=device).repeat_interleave(length)
+    step = torch.arange(len(owner), device=device)
+    pixel = step + (start - (length.cumsum(0) - length))[owner]
+    column, share = column.flatten()[owner], (1 / length.double())[owner]
+    top, bottom, down = (part[pixel] for part in _corners(rows, mask.shape[1], height))
+    left, right, across = (part[pixel] for part in _corners(columns, mask.shape[2], width))
     for row, by_row in ((top, 1 - down), (bottom, down)):
-        for column, by_column in ((left, 1 - across), (right, across)):
-            place = (row * width + column) * n_tokens + owner
-            matrix.index_add_(0, place, share * by_row * by_column)
-    return matrix.view(height * width, n_tokens)
+        for place, by_place in ((left, 1 - across), (right, across)):
+            at = (row * width + place) * n_tokens + column
+            matrix.index_add_(0, at, (share * by_row * by_place).to(dtype))
+    return matrix.view(len(mask), places, n_tokens)
 
 
 def foreground_tokens(
@@ -233,5 +264,5 @@ def foreground_tokens(
     if n_tokens < 1:
         raise ValueError(f"n_tokens must be at least 1, got {n_tokens!r}")
     size = (features.shape[2], features.shape[3])
-    matrices = torch.stack([token_matrix(one, size, n_tokens) for one in mask])
+    matrices = token_matrices(mask, size, n_tokens, _wide(features.dtype))
     return features.flatten(2) @ matrices.to(features)

@@ -34,6 +34,13 @@ class Episode(NamedTuple):
     query_mask: Tensor
 
 
+class Bend(NamedTuple):
+    """A drawn deformation: ``affine`` (2, 3), and elastic ``noise`` (2, rows, columns) or None."""
+
+    affine: NDArray[np.float64]
+    noise: NDArray[np.float64] | None
+
+
 @lru_cache(maxsize=8)
 def _blur(size: int, sigma: float) -> Tensor:
     at = torch.arange(size, dtype=torch.float32)
@@ -90,23 +97,36 @@ class Augmentation:
         mean, spread = np.mean(bent), np.std(bent) + 1e-6
         return [(image - mean) / spread for image in bent]
 
-    def field(self, rows: int, columns: int, random: np.random.Generator) -> Tensor:
-        """Return where each of ``rows`` x ``columns`` pixels is taken from, as `grid_sample` asks.
+    def bend(self, rows: int, columns: int, random: np.random.Generator) -> Bend:
+        """Draw the affine map and the elastic noise of one picture of ``rows`` x ``columns``.
 
-        ``random`` draws the affine map and the elastic displacement.
+        ``random`` gives the numbers; `fields` makes grids of them.
         """
         turn, slant = np.radians(random.uniform(-1, 1, 2) * (self.degrees, self.shear))
         size = 1 / random.uniform(*self.scale)
         moved = random.uniform(-1, 1, 2) * self.shift * 2 / np.array([columns, rows])
         turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         matrix = size * turned @ np.array([[1.0, math.tan(slant)], [0.0, 1.0]])
-        affine = torch.tensor(np.column_stack([matrix, moved]), dtype=torch.float32)
-        grid = F.affine_grid(affine[None], [1, 1, rows, columns], align_corners=False)
+        noise = random.uniform(-1, 1, (2, rows, columns)) if self.alpha else None
+        return Bend(np.column_stack([matrix, moved]), noise)
+
+    def field(self, rows: int, columns: int, random: np.random.Generator) -> Tensor:
+        """Return `fields` of one picture, (rows, columns, 2), drawn by ``random``."""
+        return self.fields([self.bend(rows, columns, random)], rows, columns)[0]
+
+    def fields(self, bends: Sequence[Bend], rows: int, columns: int) -> Tensor:
+        """Return where each of ``rows`` x ``columns`` pixels is taken from, as `grid_sample` asks.
+
+        ``bends`` holds one draw per picture.
+        """
+        affine = torch.from_numpy(np.stack([one.affine for one in bends]).astype(np.float32))
+        grid = F.affine_grid(affine, [len(bends), 1, rows, columns], align_corners=False)
         if self.alpha:
-            noise = torch.from_numpy(random.uniform(-1, 1, (2, rows, columns)).astype(np.float32))
+            drawn = np.stack([one.noise for one in bends if one.noise is not None])
+            noise = torch.from_numpy(drawn.astype(np.float32))
             smooth = _blur(rows, self.sigma) @ noise @ _blur(columns, self.sigma).T
             pixels = torch.tensor([2 / columns, 2 / rows])
-            grid = grid + (self.alpha * smooth).permute(1, 2, 0) * pixels
+            grid = grid + (self.alpha * smooth).permute(0, 2, 3, 1) * pixels
         return grid
 
 
@@ -174,38 +194,51 @@ class EpisodeSampler:
                 "lower min_pixels or make larger regions"
             )
 
-    def _one(self, random: np.random.Generator) -> tuple[Tensor, ...]:
+    def _slices(self, random: np.random.Generator) -> tuple[list[NDArray], list[NDArray]]:
+        """Draw two neighbouring slices and a region's masks on them, support first."""
         v = self._usable[random.integers(len(self._usable))]
         places = self._places[v]
         label, slices = places[random.integers(len(places))]
         first = int(slices[random.integers(len(slices))])
         order = (first, first + 1) if random.uniform() < 0.5 else (first + 1, first)
         images = [self.volumes[v][z] for z in order]
-        masks = [(self.regions[v][z] == label).astype(np.float32) for z in order]
-        how = self.augmentation
-        if how is None:
-            return tuple(torch.from_numpy(a.copy()) for a in (*images, *masks))
-        if how.curve:
-            images = how.recurve(images, random)
-        lit, bent = random.integers(2, size=2)
-        images[lit] = how.brighten(images[lit], random)
-        made = [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (*images, *masks)]
-        rows, columns = images[0].shape
-        grid = how.field(rows, columns, random)
-        # What comes in from outside the picture is as dark as the darkest of it, not 0.
-        low = made[bent].min()
-        moved = F.grid_sample(made[bent][None, None] - low, grid, align_corners=False) + low
-        shape = F.grid_sample(made[2 + bent][None, None], grid, mode="nearest", align_corners=False)
-        # A region pushed out of the picture would leave a support without foreground.
-        if bool(shape.any()):
-            made[bent], made[2 + bent] = moved[0, 0], shape[0, 0]
-        return tuple(made)
+        return images, [(self.regions[v][z] == label).astype(np.float32) for z in order]
 
     def batch(self, step: int, size: int = 1) -> Episode:
         """Return the ``size`` episodes of training step ``step``."""
         random = rng(self.seed, "episodes", step)
-        parts = [torch.stack(part) for part in zip(*(self._one(random) for _ in range(size)))]
-        return Episode(parts[0][:, None], parts[2], parts[1][:, None], parts[3])
+        how = self.augmentation
+        images, masks, bends, sides = [], [], [], []
+        for _ in range(size):
+            pair, marks = self._slices(random)
+            if how is not None:
+                pair = how.recurve(pair, random) if how.curve else pair
+                lit, bent = random.integers(2, size=2)
+                pair[lit] = how.brighten(pair[lit], random)
+                bends.append(how.bend(pair[0].shape[0], pair[0].shape[1], random))
+                sides.append(int(bent))
+            images.append(np.stack(pair))
+            masks.append(np.stack(marks))
+        shown = torch.from_numpy(np.stack(images).astype(np.float32))
+        marked = torch.from_numpy(np.stack(masks))
+        if how is not None:
+            grid = how.fields(bends, *shown.shape[2:])
+            _bend(shown, marked, torch.tensor(sides), grid)
+        return Episode(shown[:, :1], marked[:, 0], shown[:, 1:], marked[:, 1])
+
+
+def _bend(shown: Tensor, marked: Tensor, sides: Tensor, grid: Tensor) -> None:
+    """Bend one of each pair of images (batch, 2, rows, columns) and its mask, in place."""
+    of = torch.arange(len(sides))
+    picture, mask = shown[of, sides][:, None], marked[of, sides][:, None]
+    # What comes in from outside the picture is as dark as the darkest of it, not 0.
+    low = picture.amin(dim=(2, 3), keepdim=True)
+    moved = F.grid_sample(picture - low, grid, align_corners=False) + low
+    shape = F.grid_sample(mask, grid, mode="nearest", align_corners=False)
+    # A region pushed out of the picture would leave a support without foreground.
+    stays = shape.flatten(1).any(dim=1)
+    shown[of[stays], sides[stays]] = moved[stays, 0]
+    marked[of[stays], sides[stays]] = shape[stays, 0]
 
 
 def _whole(region: NDArray) -> NDArray:

@@ -1,15 +1,9 @@
 """Read folders of labelled NIfTI volumes, and prepare them (bo2024famnet).
 
-DICOM is not read: convert it first (``dcm2niix -z y``), labels to the same grid. The steps and
-their defaults (window, spacing, size) are those in use for these data sets, as we know them; all
-can be changed, and `prepare_volume` is the whole of it:
-
-1. turn to the nearest axial order: (slices from the feet, rows from the front, columns), unless
-   the layout's plane is ``stored``: hearts in short axis are oblique, and stay as they were cut;
-2. clip: a window in HU for CT, the top half percent for MR;
-3. resize in the plane to ``spacing`` millimetres (bilinear; labels to the nearest);
-4. cut or pad about the middle to ``size`` x ``size``; padding takes the smallest value;
-5. subtract the volume's mean and divide by its standard deviation.
+DICOM is not read: convert it first (``dcm2niix -z y``), labels to the same grid. Volumes are turned
+to the nearest axial order (slices from the feet, rows from the front, columns), unless the layout's
+plane is ``stored``: hearts in short axis are oblique, and stay as they were cut. What follows is
+`_famnet_prepare`.
 """
 
 from __future__ import annotations
@@ -28,6 +22,7 @@ from trialrun.core.errors import UsageError
 from trialrun.core.extras import need
 from trialrun.core.shapes import check_axes
 from trialrun.fewshot._famnet_layouts import LAYOUTS, Layout
+from trialrun.fewshot._famnet_prepare import prepare_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +30,8 @@ class Volume:
     """One prepared case, arrays of shape (slices, rows, columns).
 
     ``image`` is z-scored float32; ``labels`` holds 0, then 1, 2, ... for ``organs`` in order;
-    ``spacing`` is (slices, rows, columns) in millimetres.
+    ``spacing`` is (slices, rows, columns) in millimetres; ``path`` and ``plane`` say where the
+    image came from and how it was turned, for `write_nifti`.
     """
 
     case: str
@@ -43,19 +39,21 @@ class Volume:
     labels: NDArray[np.uint8]
     organs: tuple[str, ...]
     spacing: tuple[float, float, float]
+    path: Path | None = None
+    plane: str = "axial"
 
-    def organ(self, name: str) -> NDArray[np.bool_]:
-        """Return the mask of organ ``name``.
+    def organ(self, name: str | int) -> NDArray[np.bool_]:
+        """Return the mask of organ ``name``; a number stands for its text.
 
         Raises
         ------
         UsageError
             Listing the organs there are.
         """
+        name = str(name)
         if name not in self.organs:
-            raise UsageError(
-                f"{self.case} has no organ {name!r}: there are {', '.join(self.organs)}"
-            )
+            there = ", ".join(map(repr, self.organs)) or "none"
+            raise UsageError(f"{self.case} has no organ {name!r}: there are {there}")
         return self.labels == 1 + self.organs.index(name)
 
 
@@ -65,87 +63,6 @@ class Folder:
 
     volumes: tuple[Volume, ...]
     skipped: Mapping[str, str]
-
-
-def _resize(values: NDArray, axis: int, count: int, *, nearest: bool) -> NDArray:
-    size = values.shape[axis]
-    at = ((np.arange(count) + 0.5) * size / count - 0.5).clip(0, size - 1)
-    if nearest:
-        return values.take(np.floor(at + 0.5).astype(int).clip(0, size - 1), axis=axis)
-    lower = np.floor(at).astype(int)
-    share = (at - lower).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
-    upper = (lower + 1).clip(max=size - 1)
-    return values.take(lower, axis=axis) * (1 - share) + values.take(upper, axis=axis) * share
-
-
-def _centred(values: NDArray, axis: int, size: int, fill: int | float) -> NDArray:
-    have = values.shape[axis]
-    if have >= size:
-        first = (have - size) // 2
-        return values.take(np.arange(first, first + size), axis=axis)
-    before = (size - have) // 2
-    padding = [(0, 0)] * values.ndim
-    padding[axis] = (before, size - have - before)
-    return np.pad(values, padding, constant_values=fill)
-
-
-def prepare_volume(
-    image: NDArray,
-    labels: NDArray,
-    spacing: tuple[float, float, float],
-    layout: Layout,
-) -> tuple[NDArray[np.float32], NDArray, tuple[float, float, float]]:
-    """Clip, resize, cut and z-score one volume that lies in axial order already.
-
-    Parameters
-    ----------
-    image, labels : arrays of shape (slices, rows, columns)
-    spacing : triple of float
-        Of slices, rows and columns, in millimetres.
-    layout : Layout
-        Whose window, percentage, spacing and size apply.
-
-    Returns
-    -------
-    image, labels and their new spacing
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the image holds one value only.
-
-    Examples
-    --------
-    >>> image = np.random.default_rng(0).normal(size=(2, 40, 40))
-    >>> made, _, spacing = prepare_volume(image, image > 1, (5.0, 2.5, 2.5), LAYOUTS["chaos"])
-    >>> made.shape, spacing
-    ((2, 256, 256), (5.0, 1.25, 1.25))
-    """
-    check_axes("image", image, ("slices", "rows", "columns"))
-    if image.shape != labels.shape:
-        raise ValueError(f"labels must have the image's shape {image.shape}, got {labels.shape}")
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("image must be finite, got NaN or infinity")
-    if layout.window is not None:
-        values = values.clip(*layout.window)
-    if layout.top_percent:
-        values = values.clip(max=np.percentile(values, 100 - layout.top_percent))
-    out = list(spacing)
-    for axis in (1, 2):
-        if layout.spacing is not None:
-            count = max(1, round(values.shape[axis] * spacing[axis] / layout.spacing))
-            values = _resize(values, axis, count, nearest=False)
-            labels = _resize(labels, axis, count, nearest=True)
-            out[axis] = layout.spacing
-        if layout.size is not None:
-            values = _centred(values, axis, layout.size, float(values.min()))
-            labels = _centred(labels, axis, layout.size, 0)
-    spread = values.std()
-    if not spread > 0:
-        raise ValueError("image must vary, got one value everywhere")
-    scored = ((values - values.mean()) / spread).astype(np.float32)
-    return scored, labels, (out[0], out[1], out[2])
 
 
 _GRID = 1e-2
@@ -208,11 +125,15 @@ class _Case(NamedTuple):
     image: NDArray[np.float32]
     labels: NDArray[np.int64]
     spacing: tuple[float, float, float]
+    path: Path
 
 
-def _read_case(image: Path, label: Path, layout: Layout) -> _Case:
+def _read_case(image: Path, label: Path | None, layout: Layout) -> _Case:
     nibabel = need("nibabel", extra="brain")
     values, spacing, grid = _stack(nibabel.load(image), layout.plane)
+    if label is None:
+        nothing = np.zeros(values.shape, dtype=np.int64)
+        return _Case(*prepare_volume(values, nothing, spacing, layout), image)
     marks, _, other = _stack(nibabel.load(label), layout.plane)
     if marks.shape == values.shape:
         apart = float(np.abs(grid - other).max())
@@ -223,7 +144,7 @@ def _read_case(image: Path, label: Path, layout: Layout) -> _Case:
             )
     _check_labels(marks, layout)
     made, kept, spacing = prepare_volume(values, marks, spacing, layout)
-    return _Case(made, np.rint(kept).astype(np.int64), spacing)
+    return _Case(made, np.rint(kept).astype(np.int64), spacing, image)
 
 
 def _numbered(
@@ -235,8 +156,82 @@ def _numbered(
     return out
 
 
+def chosen_layout(layout: str | Layout, **changes: Any) -> Layout:
+    """Return a layout by name, or as given, with settings changed.
+
+    Raises
+    ------
+    UsageError
+        If the layout or a setting is unknown or wrong.
+    """
+    if isinstance(layout, str):
+        if layout not in LAYOUTS:
+            raise UsageError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        layout = LAYOUTS[layout]
+    settings = [one.name for one in fields(Layout)]
+    for name in changes:
+        if name not in settings:
+            raise UsageError(f"a layout has no setting {name!r}: it has {', '.join(settings)}")
+    try:
+        return replace(layout, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def found_files(
+    root: Path, layout: Layout, only: str = ""
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the image files and the label files of a folder, by case.
+
+    Raises
+    ------
+    UsageError
+        If there is no such folder, two files are one case, or none has ``only`` in its name.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder: name the one that holds the NIfTI files")
+    images = _found(root, layout.image, layout.folders[0], only)
+    labels = _found(root, layout.label, layout.folders[1], only)
+    if only and not images:
+        raise UsageError(f"{root} must hold a case whose name has {only!r} (only), got none")
+    return images, labels
+
+
+def broken_files() -> tuple[type[Exception], ...]:
+    """Return the errors that a damaged file, or one that is no NIfTI, ends in."""
+    nibabel = need("nibabel", extra="brain")
+    return (
+        OSError, EOFError, TypeError, ValueError, zlib.error,
+        nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
+        nibabel.orientations.OrientationError,
+    )  # fmt: skip
+
+
+def _read_cases(
+    images: Mapping[str, Path], labels: Mapping[str, Path] | None, layout: Layout
+) -> tuple[dict[str, _Case], dict[str, str]]:
+    """Return the readable cases, and the reason why each other file was skipped."""
+    skipped: dict[str, str] = {}
+    cases: dict[str, _Case] = {}
+    broken = broken_files()
+    for case, path in images.items():
+        if labels is not None and case not in labels:
+            skipped[path.name] = "it has no label file"
+            continue
+        try:
+            cases[case] = _read_case(path, None if labels is None else labels[case], layout)
+        except broken as error:
+            skipped[path.name] = str(error).partition("\n")[0]
+    return cases, skipped
+
+
 def read_folder(
-    folder: str | Path, layout: str | Layout = "nifti", *, only: str = "", **changes: Any
+    folder: str | Path,
+    layout: str | Layout = "nifti",
+    *,
+    only: str = "",
+    labels: bool = True,
+    **changes: Any,
 ) -> Folder:
     """Read every labelled case of a folder; what cannot be read is skipped, counted and named.
 
@@ -246,6 +241,9 @@ def read_folder(
     layout : {"chaos", "btcv", "ms-cmrseg", "nifti"} or Layout
     only : str
         Text that a case's name must hold, such as ``LGE``.
+    labels : bool
+        False reads images alone, prepared alike, with labels 0 everywhere: to train on, or to
+        segment.
     **changes
         Settings of the layout to change, such as ``size=128``.
 
@@ -271,53 +269,31 @@ def read_folder(
     ...
     trialrun.core.errors.UsageError: nowhere is no folder: name the one that holds the NIfTI files
     """
-    nibabel = need("nibabel", extra="brain")
     root = Path(folder)
-    if isinstance(layout, str):
-        if layout not in LAYOUTS:
-            raise UsageError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        layout = LAYOUTS[layout]
-    settings = [one.name for one in fields(Layout)]
-    for name in changes:
-        if name not in settings:
-            raise UsageError(f"a layout has no setting {name!r}: it has {', '.join(settings)}")
-    try:
-        layout = replace(layout, **changes)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if not root.is_dir():
-        raise UsageError(f"{folder} is no folder: name the one that holds the NIfTI files")
-    images = _found(root, layout.image, layout.folders[0], only)
-    labels = _found(root, layout.label, layout.folders[1], only)
-    if only and not images:
-        raise UsageError(f"{folder} must hold a case whose name has {only!r} (only), got none")
-    skipped: dict[str, str] = {}
-    cases: dict[str, _Case] = {}
-    broken = (
-        OSError, EOFError, TypeError, ValueError, zlib.error,
-        nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
-        nibabel.orientations.OrientationError,
-    )  # fmt: skip
-    for case, path in images.items():
-        if case not in labels:
-            skipped[path.name] = "it has no label file"
-            continue
-        try:
-            cases[case] = _read_case(path, labels[case], layout)
-        except broken as error:
-            skipped[path.name] = str(error).partition("\n")[0]
+    layout = chosen_layout(layout, **changes)
+    images, marks = found_files(root, layout, only)
+    cases, skipped = _read_cases(images, marks if labels else None, layout)
     if not cases:
         first = next((f": {name}: {why}" for name, why in skipped.items()), "")
+        wanted = f"images with labels as {layout.image} and {layout.label}"
         raise UsageError(
-            f"{folder} must hold images with labels as {layout.image} and {layout.label}, "
-            f"got {len(images)} images and {len(labels)} labels, none readable{first}"
+            f"{folder} must hold {wanted if labels else f'images as {layout.image}'}, got "
+            f"{len(images)} images and {len(marks)} labels, none readable{first}"
         )
     values = np.unique(np.concatenate([np.unique(one.labels) for one in cases.values()]))
     organs = layout.organs or {str(v): (v,) for v in values.tolist() if v > 0}
     if len(organs) > 255:
         raise UsageError(f"{folder} must hold at most 255 organs, got {len(organs)}")
     volumes = (
-        Volume(case, one.image, _numbered(one.labels, organs), tuple(organs), one.spacing)
+        Volume(
+            case,
+            one.image,
+            _numbered(one.labels, organs),
+            tuple(organs),
+            one.spacing,
+            one.path,
+            layout.plane,
+        )
         for case, one in cases.items()
     )
     return Folder(tuple(volumes), skipped)

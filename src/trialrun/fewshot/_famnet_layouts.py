@@ -70,8 +70,10 @@ class Layout:
             raise ValueError(f"window must be (lowest, highest) or None, got {self.window!r}")
         if not 0 <= self.top_percent < 100:
             raise ValueError(f"top_percent must be in [0, 100), got {self.top_percent!r}")
-        if self.spacing is not None and not self.spacing > 0:
-            raise ValueError(f"spacing must be above 0 mm or None, got {self.spacing!r}")
+        if self.spacing is not None and not (
+            isinstance(self.spacing, (int, float)) and self.spacing > 0
+        ):
+            raise ValueError(f"spacing must be one number above 0 mm or None, got {self.spacing!r}")
         if self.size is not None and (self.size < 1 or self.size != int(self.size)):
             raise ValueError(f"size must be at least 1 pixel or None, got {self.size!r}")
         if self.plane not in PLANES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from trialrun.fewshot import _famnet_stack  # noqa: F401
 
 # isort: split
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ from trialrun.fewshot._famnet_init import seeded
 
 LAYOUTS = ("tokens", "grid")
 WEIGHTINGS = ("sim", "1-sim", "none", "drop")
+_SLOPES = {"sim": (1.0, 0.0), "1-sim": (-1.0, 1.0), "none": (0.0, 1.0)}
+"""What a band is multiplied by: slope and offset of the similarity."""
 PAPER_WEIGHTING = ("1-sim", "sim", "1-sim")
 
 
@@ -54,18 +57,15 @@ class _Matching(nn.Module):
         self.fc_fusion = bottleneck(2 * n_tokens, max(1, n_tokens // 5))
 
     def similarity(self, support: Tensor, query: Tensor) -> Tensor:
-        """Return how alike two lists are, token by token: (batch, 1, tokens) from 0 to 1."""
-        return torch.sigmoid(F.cosine_similarity(support, query, dim=1))[:, None]
+        """Return how alike two lists are, token by token, from 0 to 1; the channels' axis is 1."""
+        return torch.sigmoid(F.cosine_similarity(support, query, dim=-2))[..., None, :]
 
-    def forward(self, support: Tensor, query: Tensor, weighting: str) -> Tensor:
-        if weighting == "drop":
-            return torch.cat([torch.zeros_like(support), torch.zeros_like(query)], dim=-1)
+    def forward(self, support: Tensor, query: Tensor, words: Sequence[str]) -> Tensor:
+        """Match stacked bands, each weighted by its word: (bands, batch, channels, tokens)."""
         similar = self.similarity(support, query)
-        if weighting == "1-sim":
-            similar = 1 - similar
-        elif weighting == "none":
-            similar = torch.ones_like(similar)
-        both = [F.relu(self.fc_spt(support)) * similar, F.relu(self.fc_qry(query)) * similar]
+        turned = similar.new_tensor([_SLOPES[word] for word in words]).view(-1, 1, 1, 1, 2)
+        weights = turned[..., 0] * similar + turned[..., 1]
+        both = [F.relu(self.fc_spt(support)) * weights, F.relu(self.fc_qry(query)) * weights]
         return F.relu(self.fc_fusion(torch.cat(both, dim=-1)))
 
 
@@ -183,9 +183,16 @@ class FrequencyAwareMatching(nn.Module):
         support = self.tokens(support_features, support_mask)
         query = self.tokens(query_features, query_mask)
         words = self.weighting if self.cutoff is not None else ("drop", self.weighting[1], "drop")
-        return Bands(
-            *(self.attention_matching(s, q, how) for s, q, how in zip(support, query, words))
-        )
+        # Bands share one module: those that count go through it together.
+        used = [i for i, word in enumerate(words) if word != "drop"]
+        empty = torch.cat([torch.zeros_like(support[0]), torch.zeros_like(query[0])], dim=-1)
+        bands = [empty] * 3
+        if used:
+            stacked = (torch.stack([part[i] for i in used]) for part in (support, query))
+            matched = self.attention_matching(*stacked, [words[i] for i in used])
+            for i, band in zip(used, matched):
+                bands[i] = band
+        return Bands(*bands)
 
 
 class _CrossAttention(nn.Module):

@@ -71,12 +71,9 @@ def famnet_loss(
     weights = torch.where(truth == 1, float(weight[1]), float(weight[0])).to(pred) * counted
     total = weights.sum().clamp_min(torch.finfo(pred.dtype).tiny)
     chosen = (truth == 1).long()[:, None]
-    losses = []
-    for map_ in (pred, coarse):
-        tiny = torch.finfo(map_.dtype).eps
-        said = map_.gather(1, chosen)[:, 0].clamp(tiny, 1 - tiny)
-        losses.append(-(weights * said.log()).sum() / total)
-    return losses[0] + losses[1]
+    said = torch.cat([map_.gather(1, chosen) for map_ in (pred, coarse)], dim=1)
+    tiny = torch.finfo(said.dtype).eps
+    return -(weights[:, None] * said.clamp(tiny, 1 - tiny).log()).sum() / total
 
 
 class FAMNet(PrototypeSegmenter):

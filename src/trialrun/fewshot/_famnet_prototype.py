@@ -19,6 +19,15 @@ TEMPERATURE = 20.0
 ENCODERS = ("resnet50_dilated", "small")
 
 
+def _cosine(features: Tensor, prototype: Tensor) -> Tensor:
+    """Return the cosine at every place, as `F.cosine_similarity` does, in about half its time."""
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features, prototype = features.float(), prototype.float()
+    dots = torch.einsum("bchw,bc->bhw", features, prototype)
+    squares = (features * features).sum(dim=1).clamp_min(1e-16)
+    return dots / (squares.sqrt() * prototype.norm(dim=1).clamp_min(1e-8)[:, None, None])
+
+
 def prototype_map(
     features: Float[Tensor, "batch channels h w"],
     prototype: Float[Tensor, "batch channels"],
@@ -37,7 +46,7 @@ def prototype_map(
     >>> prototype_map(torch.ones(1, 2, 2, 2), torch.ones(1, 2), torch.zeros(1), (4, 4)).shape
     torch.Size([1, 2, 4, 4])
     """
-    cosine = F.cosine_similarity(features, prototype[:, :, None, None], dim=1)
+    cosine = _cosine(features, prototype)
     logit = 0.5 * (temperature * cosine + threshold[:, None, None])
     both = torch.stack([torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1)
     return F.interpolate(both, size=size, mode="bilinear", align_corners=True)
@@ -59,7 +68,7 @@ def _binary(name: str, mask: Tensor, images: Tensor) -> Tensor:
             f"{name} must hold 0 and 1, got values from {mask.min():g} to {mask.max():g}: "
             "pick one organ, as in labels == 2"
         )
-    empty = [i for i, one in enumerate(mask) if not bool((one > 0.5).any())]
+    empty = (~(mask > 0.5).flatten(1).any(dim=1)).nonzero()[:, 0].tolist()
     if empty:
         raise ValueError(
             f"{name} must mark at least one pixel of every image, got no foreground in image "
@@ -145,6 +154,14 @@ class PrototypeSegmenter(nn.Module):
                 )
             images = images.expand(-1, wanted, -1, -1)
         made = self.encoder(images)
+        if isinstance(made, list) and len(made) == 1:  # timm's way to return the only map
+            made = made[0]
+        if not isinstance(made, (Tensor, tuple)):
+            got = f"{len(made)} maps" if isinstance(made, list) else type(made).__name__
+            raise TypeError(
+                f"the encoder must return one feature map, or that and thresholds, got {got}: "
+                "choose one, as with timm's out_indices=(2,)"
+            )
         features, threshold = made if isinstance(made, tuple) else (made, None)
         if features.dim() != 4 or features.shape[1] != self.channels:
             raise ValueError(

@@ -85,13 +85,14 @@ class TrainingRun:
 def _optimiser(model: torch.nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     if schedule.optimiser == "adam":
         return torch.optim.AdamW(
-            model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
+            model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, foreach=True
         )
     return torch.optim.SGD(
         model.parameters(),
         lr=schedule.lr,
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay,
+        foreach=True,
     )
 
 

@@ -168,7 +168,7 @@ def _organ_mask(name: str, label: NDArray, shape: tuple[int, int, int]) -> NDArr
     mask = np.asarray(label)
     if mask.shape != shape:
         raise ValueError(f"{name} must have its volume's shape {shape}, got {mask.shape}")
-    if not np.isin(mask, (0, 1)).all():
+    if mask.dtype != bool and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(f"{name} must hold 0 and 1: pick one organ, as in labels == 2")
     return mask.astype(bool)
 

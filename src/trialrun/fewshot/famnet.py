@@ -18,12 +18,14 @@ from trialrun.fewshot._famnet_bands import (
 )
 from trialrun.fewshot._famnet_encoders import Loaded, ResNet50Dilated, SmallEncoder
 from trialrun.fewshot._famnet_episodes import Augmentation, Episode, EpisodeSampler
-from trialrun.fewshot._famnet_folders import Folder, Volume, prepare_volume, read_folder
+from trialrun.fewshot._famnet_folders import Folder, Volume, read_folder
 from trialrun.fewshot._famnet_layouts import LAYOUTS, Layout
 from trialrun.fewshot._famnet_match import Bands, FrequencyAwareMatching, MultiSpectralFusion
 from trialrun.fewshot._famnet_model import FAMNet, famnet_loss
 from trialrun.fewshot._famnet_overlay import overlay, write_png
+from trialrun.fewshot._famnet_prepare import prepare_volume
 from trialrun.fewshot._famnet_prototype import PrototypeSegmenter, prototype_map
+from trialrun.fewshot._famnet_return import write_nifti
 from trialrun.fewshot._famnet_supervoxels import supervoxels
 from trialrun.fewshot._famnet_training import SCHEDULES, Schedule, TrainingRun, train_episodes
 from trialrun.fewshot._famnet_volumes import (
@@ -70,5 +72,6 @@ __all__ = [
     "split_token_bands",
     "supervoxels",
     "train_episodes",
+    "write_nifti",
     "write_png",
 ]

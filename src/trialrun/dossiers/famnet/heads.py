@@ -1,43 +1,22 @@
-"""Heads and networks of the check: material, training on T1, and Dice in other contrasts."""
+"""What the networks are examined on, and the painted heads of the shipped check."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 
-from trialrun.claims.contract import Budget, Context, Measurement
+from trialrun.claims.contract import Budget, Context
 from trialrun.core.seeds import split
-from trialrun.fewshot._famnet_match import FrequencyAwareMatching, _Matching
-from trialrun.fewshot._famnet_volumes import encode_volume
-from trialrun.fewshot.famnet import (
-    Augmentation,
-    EpisodeSampler,
-    FAMNet,
-    PrototypeSegmenter,
-    Schedule,
-    SmallEncoder,
-    evaluate_volume,
-    foreground_tokens,
-    split_token_bands,
-    supervoxels,
-    train_episodes,
-)
-from trialrun.material.brain import ORGANS, load_brain, make_subject
+from trialrun.material.brain import ORGANS, deform, load_brain, make_subject, paint
 
 TARGETS = ("t2", "pd")
-CONTRASTS = ("t1", *TARGETS)
-SHARED = ("famnet", "bandless", "permuted")
-"""Networks that several claims ask for."""
-SWAPPED = ("sim", "1-sim", "sim")
-_SMOOTH = 1.0
-_HEAD = 0.15
+SOURCE = "t1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +25,8 @@ class FAMBudget(Budget):
 
     ``warm`` steps of plain prototypes train the encoder that all arms start from, then every arm
     takes ``steps`` of its own; a step is ``batch`` episodes. ``slices`` is the part of the head
-    that is used, from below.
+    that is used, from below. Of the user's own volumes at most ``own_sources`` are trained on, each
+    brought to ``own_size`` rows and columns.
     """
 
     sources: int
@@ -59,6 +39,8 @@ class FAMBudget(Budget):
     organs: int
     slices: tuple[int, int]
     band_step: int
+    own_sources: int
+    own_size: int
 
 
 def size(ctx: Context) -> FAMBudget:
@@ -67,223 +49,106 @@ def size(ctx: Context) -> FAMBudget:
     return ctx.budget
 
 
+class Ask(NamedTuple):
+    """One question: segment ``organ`` in volume ``query`` by the labels of volume ``support``."""
+
+    organ: int
+    support: int
+    query: int
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """Volumes of one contrast, z-scored, their labels, and what is asked about them.
+
+    ``organs`` numbers run from 1 to this; ``judged`` is False for the contrast trained on.
+    """
+
+    images: list[NDArray[np.float32]]
+    labels: list[NDArray[np.uint8]]
+    asks: list[Ask]
+    organs: int
+    judged: bool = True
+
+    def save(self, folder: Path) -> None:
+        """Write everything into an empty ``folder``."""
+        folder.mkdir(parents=True)
+        for i, (image, labels) in enumerate(zip(self.images, self.labels)):
+            np.save(folder / f"image-{i}.npy", image)
+            np.save(folder / f"labels-{i}.npy", labels)
+        told = {"asks": self.asks, "organs": self.organs, "judged": self.judged}
+        (folder / "asks.json").write_text(json.dumps(told), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Exam:
+        """Read what `save` wrote into ``folder``."""
+        told = json.loads((folder / "asks.json").read_text(encoding="utf-8"))
+        count = len(list(folder.glob("image-*.npy")))
+        images, labels = (
+            [np.load(folder / f"{part}-{i}.npy") for i in range(count)]
+            for part in ("image", "labels")
+        )
+        return cls(images, labels, [Ask(*ask) for ask in told["asks"]], told["organs"],
+                   told["judged"])  # fmt: skip
+
+
+def save_exams(folder: Path, made: dict[str, Exam]) -> None:
+    """Write exams by the name of their point."""
+    for number, exam in enumerate(made.values()):
+        exam.save(folder / f"exam-{number}")
+    (folder / "points.json").write_text(json.dumps(list(made)), encoding="utf-8")
+
+
+def exams(ctx: Context) -> Iterator[tuple[str, Exam]]:
+    """Read the exams of a seed, one at a time, with the names of their points."""
+    folder = ctx.prepared("heads")
+    names = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+    for number, name in enumerate(names):
+        yield name, Exam.load(folder / f"exam-{number}")
+
+
 def scored(volume: NDArray) -> NDArray[np.float32]:
     """Return a volume with mean 0 and standard deviation 1."""
     return ((volume - volume.mean()) / volume.std()).astype(np.float32)
 
 
-def head(
-    ctx: Context, role: str, number: int, contrast: str
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return one subject's z-scored image and labels; each role has people of its own."""
-    subject = make_subject(load_brain(), split(ctx.seed, role, number), contrast=contrast)
+def _person(
+    ctx: Context, role: str, number: int
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
+    """Return one head z-scored in every contrast, and its labels; each role has its own people."""
+    brain, seed = load_brain(), split(ctx.seed, role, number)
     part = slice(*size(ctx).slices)
-    return scored(subject.image[part]), subject.labels[part]
+    images = {SOURCE: scored(make_subject(brain, seed, contrast=SOURCE).image[part])}
+    moved = deform(brain, seed)
+    for contrast in TARGETS:
+        images[contrast] = scored(paint(moved, contrast, seed)[part])
+    return images, moved.labels[part]
 
 
-def kept_head(
-    ctx: Context, role: str, number: int, contrast: str
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Read a head that `keep_heads` made: its z-scored image and labels."""
-    folder = ctx.prepared("heads")
-    image = np.load(folder / f"{role}-{number}-{contrast}.npy")
-    return image, np.load(folder / f"{role}-{number}-labels.npy")
+def painted_sources(ctx: Context) -> list[NDArray[np.float32]]:
+    """Return the T1 heads that are trained on."""
+    brain, part = load_brain(), slice(*size(ctx).slices)
+    seeds = (split(ctx.seed, "source", i) for i in range(size(ctx).sources))
+    return [scored(make_subject(brain, seed, contrast=SOURCE).image[part]) for seed in seeds]
 
 
-def keep_heads(ctx: Context, folder: Path) -> None:
-    """Make the support and query heads in every contrast."""
-    for role, count in (("support", 1), ("query", size(ctx).queries)):
-        for number in range(count):
-            for contrast in CONTRASTS:
-                image, labels = head(ctx, role, number, contrast)
-                np.save(folder / f"{role}-{number}-{contrast}.npy", image)
-                np.save(folder / f"{role}-{number}-labels.npy", labels)
+def painted_exams(ctx: Context) -> dict[str, Exam]:
+    """Make one exam per contrast: head 0 is the support, every other head a query.
 
-
-def _regions(volume: NDArray) -> NDArray[np.int32]:
-    from scipy import ndimage
-
-    smooth = ndimage.gaussian_filter(volume, _SMOOTH)
-    low = volume.min()
-    inside = smooth > low + _HEAD * (np.percentile(volume, 99) - low)
-    return supervoxels(smooth, scale=0.5, min_size=300, mask=inside)
-
-
-def _sampler(folder: Path, ctx: Context, *, curve: bool) -> EpisodeSampler:
-    count = size(ctx).sources
-    return EpisodeSampler(
-        [np.load(folder / f"volume-{i}.npy") for i in range(count)],
-        [np.load(folder / f"regions-{i}.npy") for i in range(count)],
-        min_pixels=40,
-        augmentation=Augmentation(shift=6.0, alpha=6.0, sigma=4.0, curve=curve),
-        seed=split(ctx.seed, "episodes"),
-    )
-
-
-def _train(model: PrototypeSegmenter, sampler: EpisodeSampler, ctx: Context, *, more: int) -> None:
-    """Train for a budget's steps; ``more`` warm steps come first where the arm starts afresh."""
-    steps = size(ctx).steps + more
-    schedule = Schedule(
-        steps=steps, batch=size(ctx).batch, lr=2e-3, decay=0.5, every=max(1, steps // 3),
-        optimiser="adam",
-    )  # fmt: skip
-    train_episodes(model, sampler, schedule, first_step=0 if more else size(ctx).warm)
-
-
-def _fresh(ctx: Context) -> PrototypeSegmenter:
-    seed = split(ctx.seed, "weights")
-    channels = size(ctx).channels
-    return PrototypeSegmenter(SmallEncoder(channels, seed=seed), channels, seed=seed)
-
-
-class _Permuted(FrequencyAwareMatching):
-    """Matching on tokens in an order that means nothing.
-
-    It is drawn anew for the supports and for the queries of every batch, so the two foregrounds
-    of a pair differ in it; the images of one batch share it.
+    In the contrast trained on, one query is enough: it is not judged.
     """
-
-    def __init__(self, n_tokens: int, *, seed: int, order_seed: int) -> None:
-        super().__init__(n_tokens, seed=seed)
-        self.generator = torch.Generator().manual_seed(order_seed)
-
-    def tokens(self, features, mask):
-        listed = foreground_tokens(features, mask, self.n_tokens)
-        order = torch.randperm(self.n_tokens, generator=self.generator)
-        assert self.cutoff is not None
-        return split_token_bands(listed[..., order], self.cutoff)
-
-
-class _Unrelated(_Matching):
-    """Matching whose similarities belong to other tokens: they weigh, and mean nothing."""
-
-    def __init__(self, like: _Matching, n_tokens: int, order_seed: int) -> None:
-        super().__init__(n_tokens)
-        self.load_state_dict(like.state_dict())
-        self.generator = torch.Generator().manual_seed(order_seed)
-
-    def similarity(self, support, query):
-        order = torch.randperm(support.shape[-1], generator=self.generator)
-        return super().similarity(support[..., order], query[..., order])
-
-
-def make_network(ctx: Context, kind: str) -> PrototypeSegmenter:
-    """Return an arm's network on the context's device; equal parts have equal weights."""
-    return _network(ctx, kind).to(ctx.device)
-
-
-def _network(ctx: Context, kind: str) -> PrototypeSegmenter:
-    if kind in ("prototype", "prototype-curves"):
-        return _fresh(ctx)
-    seed, channels, tokens = split(ctx.seed, "weights"), size(ctx).channels, size(ctx).tokens
-    make = partial(FAMNet, SmallEncoder(channels, seed=seed), channels, tokens, seed=seed)
-    if kind == "swapped":
-        return make(weighting=SWAPPED)
-    if kind == "even":
-        return make(weighting=("none",) * 3)
-    if kind == "bandless":
-        return make(cutoff=None, fusion="sum")
-    if kind == "sum":
-        return make(fusion="sum")
-    if kind == "drop-mid":
-        return make(weighting=("1-sim", "drop", "1-sim"))
-    if kind == "grid":
-        return make(layout="grid")
-    net = make()
-    if kind == "permuted":
-        net.FAM = _Permuted(tokens, seed=seed, order_seed=split(ctx.seed, "order"))
-    elif kind == "unrelated":
-        like = net.FAM.attention_matching
-        net.FAM.attention_matching = _Unrelated(like, tokens, split(ctx.seed, "order"))
-    return net
-
-
-def train_shared(ctx: Context, folder: Path) -> None:
-    """Make the source heads, warm the encoder with prototypes, and train what claims share."""
-    for i in range(size(ctx).sources):
-        volume, _ = head(ctx, "source", i, "t1")
-        np.save(folder / f"volume-{i}.npy", volume)
-        np.save(folder / f"regions-{i}.npy", _regions(volume))
-    warm = make_network(ctx, "prototype")
-    schedule = Schedule(
-        steps=size(ctx).warm, batch=size(ctx).batch, lr=2e-3, decay=0.5,
-        every=max(1, size(ctx).warm // 2), optimiser="adam",
-    )  # fmt: skip
-    train_episodes(warm, _sampler(folder, ctx, curve=False), schedule)
-    save_file(warm.state_dict(), folder / "warm.safetensors")
-    for kind in SHARED:
-        save_file(trained(ctx, kind, folder).state_dict(), folder / f"{kind}.safetensors")
-
-
-def trained(ctx: Context, kind: str, folder: Path) -> PrototypeSegmenter:
-    """Train an arm's network from the shared encoder, or read it where it was shared."""
-    net = make_network(ctx, kind)
-    if kind in SHARED and (folder / f"{kind}.safetensors").is_file():
-        net.load_state_dict(load_file(folder / f"{kind}.safetensors"))
-        return net.eval()
-    if kind == "prototype-curves":
-        # Its point is to see random contrasts from the start: it takes the warm steps as its own.
-        _train(net, _sampler(folder, ctx, curve=True), ctx, more=size(ctx).warm)
-        return net
-    warm = net.load_state_dict(load_file(folder / "warm.safetensors"), strict=False)
-    added = [name for name in warm.missing_keys if not name.startswith(("FAM.", "MSFM."))]
-    assert not added, added
-    assert not warm.unexpected_keys, warm.unexpected_keys
-    _train(net, _sampler(folder, ctx, curve=False), ctx, more=0)
-    return net
-
-
-def other_organ(labels: NDArray, organ: int) -> NDArray[np.bool_]:
-    """Mark something else than ``organ`` on exactly the slices that show it.
-
-    On each slice the next organ of the list that shows there is taken; where none does, the
-    organ's own outline is moved along the row until it is off the organ.
-    """
-    own = labels == organ
-    marked = np.zeros(labels.shape, dtype=bool)
-    following = [(organ - 1 + i) % len(ORGANS) + 1 for i in range(1, len(ORGANS))]
-    for z in np.flatnonzero(own.any(axis=(1, 2))):
-        others = (labels[z] == other for other in following)
-        moved = (np.roll(own[z], step, axis=1) for step in range(1, labels.shape[2]))
-        off = (mask for mask in moved if not (mask & own[z]).any())
-        marked[z] = next(chain((mask for mask in others if mask.any()), off, (~own[z],)))
-    return marked
-
-
-def dice_by_contrast(
-    ctx: Context, net: PrototypeSegmenter, *, other: bool = False, every: bool = False
-) -> Measurement:
-    """Segment every organ of the query heads by one support head of the same contrast.
-
-    ``other`` marks another organ in the support, on the slices that show the organ (`other_organ`);
-    ``every`` also scores all slices of one T2 head, whether they show the organ or not.
-    """
-    points, extra, n = {}, {}, 0
-    numbers = range(1, size(ctx).organs + 1)
-    for contrast in CONTRASTS:
-        support, marks = kept_head(ctx, "support", 0, contrast)
-        encoded = encode_volume(net, support)
-        scores, whole = [], []
-        queries = size(ctx).queries if contrast in TARGETS else 1
-        for q in range(queries):
-            volume, truth = kept_head(ctx, "query", q, contrast)
-            query = encode_volume(net, volume)
-            for organ in numbers:
-                shown = other_organ(marks, organ) if other else marks == organ
-                ask = partial(evaluate_volume, net, encoded, shown, query, truth == organ)
-                scores.append(100 * ask().dice)
-                if every and q == 0 and contrast == "t2":
-                    whole.append(100 * ask(protocol="all-slices").dice)
-        if contrast in TARGETS:
-            points[contrast], n = float(np.mean(scores)), n + len(scores)
-        else:
-            extra["Dice in the training contrast"] = float(np.mean(scores))
-        if whole:
-            extra["Dice in t2 over all slices"] = float(np.mean(whole))
-    return Measurement(points, n, extra)
-
-
-def by_network(ctx: Context, *, kind: str, other: bool = False, every: bool = False) -> Measurement:
-    """Train or read one arm's network and measure Dice in contrasts it was not trained on."""
-    net = trained(ctx, kind, ctx.prepared("networks"))
-    return dice_by_contrast(ctx, net, other=other, every=every)
+    people = [_person(ctx, "support", 0)]
+    people += [_person(ctx, "query", q) for q in range(size(ctx).queries)]
+    made = {}
+    for contrast in (SOURCE, *TARGETS):
+        chosen = people if contrast in TARGETS else people[:2]
+        asks = [
+            Ask(organ, 0, query)
+            for query in range(1, len(chosen))
+            for organ in range(1, size(ctx).organs + 1)
+        ]
+        images, labels = zip(*((images[contrast], labels) for images, labels in chosen))
+        made[contrast] = Exam(
+            list(images), list(labels), asks, len(ORGANS), judged=contrast in TARGETS
+        )
+    return made
