@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from trialrun import __version__
 from trialrun.core.errors import TrialrunError
@@ -39,6 +39,7 @@ def build_app() -> App:
         version=__version__,
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative=()),
     )
     for name, (where, what) in _COMMANDS.items():
         app.command(where, name=name, help=what)
