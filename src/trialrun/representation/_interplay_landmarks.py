@@ -21,7 +21,7 @@ SHARE, MOST = 4, 600
 """At most one landmark in four views, and 600."""
 LESS, FAST = 8, 0.5
 """One in eight unless a block of landmarks halves what is missing."""
-NEAR, FAR = 0.3, 8.0
+NEAR, FAR = 0.5, 8.0
 """Norm of what is missing in units of reg N: enough, and the most that corrections can bear."""
 HOPELESS, POWERS = 3000.0, 3
 ROUNDING = 1e-13

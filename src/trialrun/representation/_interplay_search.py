@@ -17,11 +17,11 @@ import numpy as np
 
 from trialrun.representation._interplay_views import Array, Groups
 
-SHARE, FLOOR = 1e-8, 1e-12
+SHARE, FLOOR, ROUNDING = 1e-8, 1e-12, 5e-15
 GUARDS = 2
 """Functions behind the k-th that are corrected too, lest one of them belongs before it."""
-STEPS, PATIENCE, ROOM = 60, 12, 14
-DEPENDENT = 1e-12
+STEPS, PATIENCE, ROOM = 60, 12, 100
+TRIES, BURIED, LOST, DEPENDENT = 2, 1e-3, 1e-6, 1e-5
 
 
 class Pairs(NamedTuple):
@@ -58,7 +58,8 @@ class Operator:
 
     def enough(self, mu: float) -> float:
         """Return the residual that is accepted at a k-th eigenvalue ``mu``."""
-        return max(SHARE * (self.shift - mu), FLOOR)
+        share = max(SHARE, ROUNDING * self.scale * self.n / self.weight)
+        return max(share * (self.shift - mu), FLOOR)
 
 
 class _Space:
@@ -71,26 +72,39 @@ class _Space:
 
     def add(self, alpha: Array) -> None:
         """Add what functions K alpha bring that is new."""
-        alpha = alpha / np.sqrt(np.einsum("ij,ij->i", alpha, alpha))[:, None]
-        f = alpha @ self.of.gram
-        size = np.sqrt(np.einsum("ij,ij->i", f, f))[:, None]
-        some = size[:, 0] > 0
-        f, alpha = f[some] / size[some], alpha[some] / size[some]
-        old = self.f[: self.size], self.alpha[: self.size]
-        for _ in range(2):
-            known = f @ old[0].T
-            f -= known @ old[0]
-            alpha -= known @ old[1]
-            w, v = np.linalg.eigh(f @ f.T)
-            kept = w > DEPENDENT
-            turn = (v[:, kept] / np.sqrt(w[kept])).T
-            f, alpha = turn @ f, turn @ alpha
+        for _ in range(TRIES):
+            f = alpha @ self.of.gram
+            f, alpha, kept = self._apart(f, alpha)
+            # Smooth kernels bury what is new. Dug out, it is multiplied by K afresh: else alpha
+            # and f would agree to so many digits fewer.
+            if kept > BURIED:
+                break
         first, last = self.size, self.size + len(f)
         self.f[first:last], self.alpha[first:last] = f, alpha
         self.image[first:last] = self.of.t_beta(f) - self.of.weight * alpha
         self.size = last
         self.among[first:last, :last] = self.image[first:last] @ self.f[:last].T
         self.among[:last, first:last] = self.among[first:last, :last].T
+
+    def _apart(self, f: Array, alpha: Array) -> tuple[Array, Array, float]:
+        """Return the new part of functions f = K alpha, orthonormal, and the least share kept."""
+        old_f, old_alpha = self.f[: self.size], self.alpha[: self.size]
+        whole = np.sqrt(np.einsum("ij,ij->i", f, f))
+        share = np.ones(len(f))
+        for _ in range(2):
+            some = whole > 0
+            f, alpha, share = f[some] / whole[some, None], alpha[some] / whole[some, None], share[some]
+            known = f @ old_f.T
+            f -= known @ old_f
+            alpha -= known @ old_alpha
+            whole = np.sqrt(np.einsum("ij,ij->i", f, f))
+            share *= whole
+            whole[share < LOST] = 0.0
+        some = whole > 0
+        f, alpha = f[some] / whole[some, None], alpha[some] / whole[some, None]
+        w, v = np.linalg.eigh(f @ f.T)
+        turn = (v[:, w > DEPENDENT] / np.sqrt(w[w > DEPENDENT])).T
+        return turn @ f, turn @ alpha, float(share[some].min(initial=1.0))
 
     def best(self) -> tuple[Array, Array]:
         """Return the eigenvalues of A in this space, largest first, and the turns as rows."""
@@ -120,8 +134,8 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
         Approximately (mu - A)^-1, from (functions, views) to the alpha of functions.
     """
     wanted = k + GUARDS
-    keep = max(len(start), wanted) + k
-    space = _Space(operator, keep + ROOM * wanted + len(start))
+    keep, more = max(len(start), wanted) + k, max(3 * wanted, ROOM)
+    space = _Space(operator, keep + more + wanted)
     space.add(start)
     worst: list[float] = []
     for _ in range(STEPS):
@@ -138,10 +152,13 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
             return _certified(operator, top[:k] @ space.alpha[: space.size])
         if len(worst) > PATIENCE and not worst[-1] < worst[-1 - PATIENCE] / 3:
             return None
-        if space.size > keep + (ROOM - 1) * wanted:
+        if space.size > keep + more:
             space.narrow(values[:keep], turn[:keep])
         left = size > enough / 10
+        before = space.size
         space.add(correct(rho[left], mu[left]))
+        if space.size == before:
+            return None
     return None
 
 
