@@ -110,8 +110,8 @@ def test_collapse_is_the_same_and_exact():
 
 def test_a_kernel_of_low_rank_has_no_more_components_than_that():
     rows, groups = world(3, 4)
-    found = KernelVCReg(kernel="polynomial", gamma=1.0, reg=1e-3,
-                        kernel_params={"degree": 1, "coef0": 0}).fit(rows, groups=groups)  # fmt: skip
+    linear = {"kernel": "polynomial", "gamma": 1.0, "kernel_params": {"degree": 1, "coef0": 0}}
+    found = KernelVCReg(**linear, reg=1e-3).fit(rows, groups=groups)
     slow = naive_eigenvalues(rows @ rows.T, groups, 1.0, 1e-3, cut=1e-10)
     assert len(slow) == 3
     np.testing.assert_allclose(found.eigenvalues_[:3], slow, atol=1e-10)
@@ -157,7 +157,7 @@ def test_the_factor_in_either_precision_leads_to_the_same_digits(reg):
 
 
 def test_corrections_that_mislead_are_found_out_and_not_believed():
-    operator, reduced, problem = routes(1e-4, width=20)
+    operator, reduced, _ = routes(1e-4, width=20)
 
     def useless(rho, mu):
         return rng(0, "useless", len(mu)).normal(size=rho.shape)

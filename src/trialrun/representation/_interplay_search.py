@@ -93,7 +93,11 @@ class _Space:
         share = np.ones(len(f))
         for _ in range(2):
             some = whole > 0
-            f, alpha, share = f[some] / whole[some, None], alpha[some] / whole[some, None], share[some]
+            f, alpha, share = (
+                f[some] / whole[some, None],
+                alpha[some] / whole[some, None],
+                share[some],
+            )
             known = f @ old_f.T
             f -= known @ old_f
             alpha -= known @ old_alpha
