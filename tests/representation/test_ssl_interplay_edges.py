@@ -17,6 +17,7 @@ from trialrun.representation.ssl_interplay import (
     interplay_path,
     interplay_spectrum,
     jitter,
+    plot_interplay,
     switch_points,
     vcreg_loss,
 )
@@ -261,3 +262,19 @@ def test_the_kernel_alone_is_measured_and_tied_lambdas_are_averaged(monkeypatch)
 def test_every_arm_has_a_setting_from_its_grid():
     assert moons.chosen([context()]).keys() == moons.CHOSEN.keys()
     assert all(moons.CHOSEN[how] in grid for how, grid in moons.GRIDS.items())
+
+
+def test_the_band_of_collapse_begins_where_the_last_curve_meets_zero():
+    inputs = rng(0, "X").normal(size=(30, 2))
+    path = interplay_path(inputs, partial(jitter, scale=0.3), regs=np.logspace(-3, 1, 9))
+    first = path.regimes.index("collapse")
+    upper = plot_interplay(path).axes[0]
+    best = path.eigenvalues.max(axis=1)
+    edge = next(
+        band.get_x() for band in upper.patches
+        if np.allclose(band.get_facecolor()[:3], 0xC9 / 255) and band.get_x() < path.regs[first]
+    )  # fmt: skip
+    crossing = np.interp(
+        0, -best[first - 1 : first + 1], np.log10(path.regs[first - 1 : first + 1])
+    )
+    assert np.log10(edge) == pytest.approx(crossing)

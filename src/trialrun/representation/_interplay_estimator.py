@@ -82,8 +82,8 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
         Whether a view may be paired with itself. With m views of every input "all" adds 1/m of
         the identity to (1 - 1/m) of what "distinct" estimates without bias.
     solver : {"exact", "nystroem", "random_features"}, default="exact"
-        Exact takes O(N^3) time and O(N^2) memory for N views, the others O(N landmarks^2) and
-        O(landmarks^2).
+        Exact takes O(N^2) memory for N views, and O(N^2) to O(N^3) time; the others take
+        O(N landmarks^2) time and O(landmarks^2) memory.
     landmarks : int, default=1000
         Landmark views, or random features (rbf and laplacian).
     tol : float, default=1e-8

@@ -14,6 +14,9 @@ D = c I - T_beta, in which K stands uninverted. D has two eigenvalues per input,
 nothing, and the one Cholesky factor is of a matrix whose eigenvalues are at least 1. Null
 directions of K come out as 1/(c - mu) = 0. Only where reg is too small for that (below ``TINY``
 of K's own scale) the range is cut at ``tol``.
+
+A few components of many views are searched for (``_interplay_search``) before that operator is
+formed whole.
 """
 
 from __future__ import annotations
