@@ -1,9 +1,9 @@
 """Landmark views: K nearly L L^T, and what the search makes of it.
 
 A partial Cholesky factor with random pivots, chosen in blocks in proportion to what is still
-missing of K's diagonal. The missing part of K is positive semi-definite, its trace is known
-exactly, and where it is well below reg N the problem within the landmarks' span, solved whole, is
-a good start and gives good corrections: (mu - A)^-1 with L L^T in place of K has
+missing of K's diagonal. The missing part of K is positive semi-definite and its trace is known
+exactly. Where its norm is not far above reg N, the problem within the landmarks' span, solved
+whole, is a good start and gives good corrections: (mu - A)^-1 with L L^T in place of K has
 
     alpha = [rho - (mu - T_beta) L (reg N + L^T (mu - T_beta) L)^-1 L^T rho] / (reg N).
 """
@@ -24,9 +24,12 @@ LESS, FAST = 8, 0.5
 NEAR, FAR = 0.5, 8.0
 """Norm of what is missing in units of reg N: enough, and the most that corrections can bear."""
 HOPELESS, POWERS = 3000.0, 3
+"""A trace, in the same units, at which slow growth is given up at once; products for the norm."""
 ROUNDING = 1e-13
 RANDOM = 2
+"""Functions at random among those to start from."""
 APART = 1e-3
+"""Share of a block's largest pivot, or of 1 in a denominator, that is not gone below."""
 
 
 class Landmarks:

@@ -3,9 +3,12 @@
 A function f = K alpha is kept as the pair (f, alpha), so that A f = T_beta f - reg N alpha needs
 neither K^-1 nor a solve. The search (block generalised Davidson) adds corrections of the residuals
 rho = A f - mu f to a space of such pairs and takes the best functions in it. How good a correction
-is decides how many steps it takes, and nothing else: what comes back has |rho| at most ``SHARE`` of
-the distance from mu_k to 1, measured once more on fresh products. An eigenvalue is off by |rho|^2
-over its gap, so by far less; the span of the functions by |rho| over the gap behind the last one.
+is decides how many steps it takes: what comes back has |rho| at most ``SHARE`` of the distance from
+mu_k to 1 (more where reg N is so small that rounding in K alpha forbids it), and at most 3 times
+that measured once more on fresh products. An eigenvalue is off by |rho|^2 over its gap, so by far
+less; the span of the functions by |rho| over the gap behind the last one. Residuals do not prove
+that no better function was missed; a block of more than k functions, some of them random, guards
+against it.
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ import numpy as np
 from trialrun.representation._interplay_views import Array, Groups
 
 SHARE, FLOOR, ROUNDING = 1e-8, 1e-12, 5e-15
+"""Accepted residual: relative, absolute, and relative times K's scale over reg."""
 GUARDS = 2
 """Functions behind the k-th that are corrected too, lest one of them belongs before it."""
 STEPS, PATIENCE, ROOM = 60, 12, 100
+"""Most steps, steps in which the residual must fall to a third, functions before a restart."""
 TRIES, BURIED, LOST, DEPENDENT = 2, 1e-3, 1e-6, 1e-5
+"""Products per addition, and the new share of a function that calls for the second, that is too
+little to be kept, and that two additions must not have in common."""
 
 
 class Pairs(NamedTuple):
@@ -41,7 +48,7 @@ class Operator:
         self.within = 1 - beta + beta * groups.within
         """Eigenvalue of T_beta, per view, on functions of mean 0 within the input."""
         self.shift = 1 + min(reg / self.scale, 0.1)
-        """Just above 1, and so above every mu; the nearer to 1, the less mu may be told apart."""
+        """Just above 1, and so above every mu; the nearer, the better mu near 1 are told apart."""
 
     def t_beta(self, f: Array) -> Array:
         """Return T_beta f for rows f."""
