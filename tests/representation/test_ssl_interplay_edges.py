@@ -1,5 +1,6 @@
 """What goes wrong at the edges of ssl_interplay is refused in a sentence, or does not go wrong."""
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -278,3 +279,12 @@ def test_the_band_of_collapse_begins_where_the_last_curve_meets_zero():
         0, -best[first - 1 : first + 1], np.log10(path.regs[first - 1 : first + 1])
     )
     assert np.log10(edge) == pytest.approx(crossing)
+
+
+def test_inputs_without_a_second_view_are_warned_of():
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    with pytest.warns(UserWarning, match="augment is None, so fit sees every input as its only"):
+        KernelVCReg(n_components=2).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KernelVCReg(n_components=2).fit(X, groups=np.arange(30) // 2)

@@ -58,7 +58,7 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
     ----------
     augment : callable or None, default=None
         ``augment(X, generator)`` returns one random view of every row, shape (n, width). None: no
-        augmentation, or views given to ``fit``.
+        augmentation (a warning says so), or views given to ``fit``.
     n_views : int, default=4
         Views drawn of every input. An input is seen through its views only.
     kernel : {"rbf", "laplacian", "polynomial", "precomputed"} or callable, default="rbf"
@@ -180,10 +180,13 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 "views must be None with kernel='precomputed': pass the Gram matrix between views "
                 "as X, and groups"
             )
-        if X is not None and groups is None and self.augment is None and self._lost_augment:
+        if X is not None and groups is None and self.augment is None and not given:
+            lost = (
+                "augment was not saved with this model" if self._lost_augment else "augment is None"
+            )
             warnings.warn(
-                "augment was not saved with this model, so fit sees every input as its only view: "
-                "set augment before fitting anew",
+                f"augment {lost}, so fit sees every input as its only view, and agreement between "
+                "views says nothing: set augment, or give views or groups",
                 UserWarning,
                 stacklevel=4,
             )
