@@ -18,9 +18,6 @@ from tests.naive.ssl_interplay import (
     naive_vcreg_loss,
 )
 from trialrun.core.seeds import rng
-from trialrun.representation import _interplay_krylov
-from trialrun.representation._interplay_solvers import ExactProblem
-from trialrun.representation._interplay_views import Groups
 from trialrun.representation.ssl_interplay import (
     KernelVCReg,
     VCRegLoss,
@@ -161,25 +158,6 @@ def test_many_views_are_cut_between_inputs_without_a_trace(monkeypatch):
     np.testing.assert_allclose(
         parts.transform(rows[order]), whole.transform(rows)[order], atol=1e-9
     )
-
-
-def test_the_iteration_is_the_dense_solution_with_all_multiplicity():
-    rows, groups = material(330)
-    reg, k = 1e-2, 5
-    problem = ExactProblem(rbf_kernel(rows, gamma=GAMMA), Groups(groups), beta=1.0, tol=1e-12)
-    dense = naive_eigenvalues(problem.gram, groups, 1.0, reg, cut=1e-11)
-    np.testing.assert_allclose(problem.solve(reg, k).eigenvalues, dense[:k], atol=1e-7)
-    values = np.repeat([3.0, 2.0, 1.0], [2, 4, 394])
-    top, vectors = _interplay_krylov.top_eigenpairs(lambda f: values[:, None] * f, 400, 6)
-    np.testing.assert_allclose(top, values[:6], atol=1e-12)
-    np.testing.assert_allclose(np.abs(vectors[6:]).max(), 0, atol=1e-8)
-
-
-def test_an_iteration_that_does_not_converge_is_solved_whole(monkeypatch):
-    monkeypatch.setattr(_interplay_krylov, "RESTARTS", 0)
-    values = np.linspace(1.0, 2.0, 60)
-    top, _ = _interplay_krylov.top_eigenpairs(lambda f: values[:, None] * f, 60, 3)
-    np.testing.assert_allclose(top, values[::-1][:3])
 
 
 @pytest.mark.parametrize("solver", ["exact", "nystroem"])

@@ -1,5 +1,6 @@
 """What goes wrong at the edges of ssl_interplay is refused in a sentence, or does not go wrong."""
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -10,13 +11,14 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from trialrun.claims.contract import Context
 from trialrun.core.seeds import rng
-from trialrun.dossiers.ssl_interplay import claim
+from trialrun.dossiers.ssl_interplay import bits, claim, moons
 from trialrun.representation.ssl_interplay import (
     KernelVCReg,
     VCRegLoss,
     interplay_path,
     interplay_spectrum,
     jitter,
+    plot_interplay,
     switch_points,
     vcreg_loss,
 )
@@ -232,32 +234,57 @@ def test_the_loss_refuses_a_beta_in_both_forms(no_annotation_checks, beta):
 
 
 def test_the_probe_does_not_depend_on_the_scale_of_the_features():
-    moons, test, draws = claim._moons(context())
+    points, test, draws = moons.few_moons(context())
     found: list[list[float]] = [[], []]
     for seed in range(20):
         z = [rng(seed, "probe", part).normal(size=(len(m.points), 4)) for part, m in
-             (("inputs", moons), ("test", test))]  # fmt: skip
+             (("inputs", points), ("test", test))]  # fmt: skip
         for scale, scores in zip((1.0, 1e-4), found):
-            scores.append(claim._probes(scale * z[0], scale * z[1], moons, test, draws))
+            scores.append(moons.probes(scale * z[0], scale * z[1], points, test, draws))
     assert found[0] == found[1]
-    assert 0 <= claim._probes(0 * z[0], 0 * z[1], moons, test, draws) <= 1
+    assert 0 <= moons.probes(0 * z[0], 0 * z[1], points, test, draws) <= 1
 
 
 def test_the_kernel_alone_is_measured_and_tied_lambdas_are_averaged(monkeypatch):
-    alone = claim.switches(context(), how="kernel-alone").points
+    alone = bits.switches(context(), how="kernel-alone").points
     assert alone["all collapse"] == 100.0  # not within the path: 1 / .125 is 8
     assert min(alone.values()) > 50
 
     def right(*_, scale, reg, **__):
         return float(reg >= 1e-3 if scale > 0.5 else reg <= 1e-3)
 
-    monkeypatch.setattr(claim, "_ssl_accuracy", right)
-    found = claim.tuning(context(), how="ssl")
+    monkeypatch.setattr(moons, "_ssl_accuracy", right)
+    found = moons.tuning(context(), how="ssl")
     assert found.points == {"value": 200.0}
     assert found.extra["best log lambda at 0.05"] == pytest.approx((-6 - 4 - 3) / 3)
     assert found.extra["best log lambda at 0.6"] == pytest.approx(-2.0)
 
 
 def test_every_arm_has_a_setting_from_its_grid():
-    assert claim.chosen([context()]).keys() == claim.CHOSEN.keys()
-    assert all(claim.CHOSEN[how] in grid for how, grid in claim.GRIDS.items())
+    assert moons.chosen([context()]).keys() == moons.CHOSEN.keys()
+    assert all(moons.CHOSEN[how] in grid for how, grid in moons.GRIDS.items())
+
+
+def test_the_band_of_collapse_begins_where_the_last_curve_meets_zero():
+    inputs = rng(0, "X").normal(size=(30, 2))
+    path = interplay_path(inputs, partial(jitter, scale=0.3), regs=np.logspace(-3, 1, 9))
+    first = path.regimes.index("collapse")
+    upper = plot_interplay(path).axes[0]
+    best = path.eigenvalues.max(axis=1)
+    edge = next(
+        band.get_x() for band in upper.patches
+        if np.allclose(band.get_facecolor()[:3], 0xC9 / 255) and band.get_x() < path.regs[first]
+    )  # fmt: skip
+    crossing = np.interp(
+        0, -best[first - 1 : first + 1], np.log10(path.regs[first - 1 : first + 1])
+    )
+    assert np.log10(edge) == pytest.approx(crossing)
+
+
+def test_inputs_without_a_second_view_are_warned_of():
+    X = np.random.default_rng(0).normal(size=(30, 2))
+    with pytest.warns(UserWarning, match="augment is None, so fit sees every input as its only"):
+        KernelVCReg(n_components=2).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KernelVCReg(n_components=2).fit(X, groups=np.arange(30) // 2)

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from trialrun.core.errors import UsageError
 from trialrun.representation._interplay_checks import check_kernel, read_labels
-from trialrun.representation._interplay_kernels import NAMED, Fourier, Kernel
+from trialrun.representation._interplay_kernels import NAMED, Kernel
 from trialrun.representation._interplay_problem import (
-    Gram,
     Problem,
     in_chunks,
     make_problem,
     read_settings,
 )
+from trialrun.representation._interplay_saving import read, write
 from trialrun.representation._interplay_views import Array, Groups, draw_views, read_views
-
-RANDOM = (np.random.RandomState, np.random.Generator)
-_KEPT = {"Gram": ("views",), "Fourier": ("frequencies", "phases")}
 
 
 class _Rows(NamedTuple):
@@ -63,7 +58,7 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
     ----------
     augment : callable or None, default=None
         ``augment(X, generator)`` returns one random view of every row, shape (n, width). None: no
-        augmentation, or views given to ``fit``.
+        augmentation (a warning says so), or views given to ``fit``.
     n_views : int, default=4
         Views drawn of every input. An input is seen through its views only.
     kernel : {"rbf", "laplacian", "polynomial", "precomputed"} or callable, default="rbf"
@@ -87,8 +82,8 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
         Whether a view may be paired with itself. With m views of every input "all" adds 1/m of
         the identity to (1 - 1/m) of what "distinct" estimates without bias.
     solver : {"exact", "nystroem", "random_features"}, default="exact"
-        Exact takes O(N^3) time and O(N^2) memory for N views, the others O(N landmarks^2) and
-        O(landmarks^2).
+        Exact takes O(N^2) memory for N views, and O(N^2) to O(N^3) time; the others take
+        O(N landmarks^2) time and O(landmarks^2) memory.
     landmarks : int, default=1000
         Landmark views, or random features (rbf and laplacian).
     tol : float, default=1e-8
@@ -185,10 +180,13 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 "views must be None with kernel='precomputed': pass the Gram matrix between views "
                 "as X, and groups"
             )
-        if X is not None and groups is None and self.augment is None and self._lost_augment:
+        if X is not None and groups is None and self.augment is None and not given:
+            lost = (
+                "augment was not saved with this model" if self._lost_augment else "augment is None"
+            )
             warnings.warn(
-                "augment was not saved with this model, so fit sees every input as its only view: "
-                "set augment before fitting anew",
+                f"augment {lost}, so fit sees every input as its only view, and agreement between "
+                "views says nothing: set augment, or give views or groups",
                 UserWarning,
                 stacklevel=4,
             )
@@ -294,30 +292,7 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
             If the kernel is a function, or its ``kernel_params`` hold what JSON cannot.
         """
         check_is_fitted(self)
-        if callable(self.kernel):
-            raise UsageError("a kernel that is a function cannot be saved: use a named kernel")
-        folder = Path(folder)
-        told = {name: _plain(name, value) for name, value in self.get_params(deep=False).items()
-                if name != "augment" and not isinstance(value, RANDOM)}  # fmt: skip
-        names = getattr(self, "feature_names_in_", None)
-        words = {
-            "settings": told, "features": type(self.features_).__name__, "loss": self.loss_,
-            "gamma": self.gamma_, "n_features": self.n_features_in_,
-            "feature_names": None if names is None else list(names),
-            "had_augment": self.augment is not None,
-        }  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(words), encoding="utf-8")
-        arrays = {
-            name: getattr(self, f"{name}_")
-            for name in ("coef", "offset", "eigenvalues", "invariance", "norms")
-        }
-        for name in _KEPT[type(self.features_).__name__]:
-            value = getattr(self.features_, name)
-            if value is not None:
-                arrays[f"features.{name}"] = value
-        whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        save_file(whole, folder / "arrays.safetensors")
+        write(self, Path(folder))
 
     @classmethod
     def load(cls, folder: Path | str) -> KernelVCReg:
@@ -325,44 +300,4 @@ class KernelVCReg(_FitTransform, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         ``fit`` warns until ``augment`` is set again.
         """
-        folder = Path(folder)
-        words = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        arrays = load_file(folder / "arrays.safetensors")
-        made = cls(**words["settings"])
-        made.n_features_in_, made.loss_, made.gamma_ = (
-            words["n_features"], words["loss"], words["gamma"],
-        )  # fmt: skip
-        made._lost_augment = words["had_augment"]
-        if words["feature_names"] is not None:
-            made.feature_names_in_ = np.array(words["feature_names"], dtype=object)
-        for name in ("coef", "offset", "eigenvalues", "invariance", "norms"):
-            setattr(made, f"{name}_", arrays[name])
-        made.collapsed_ = ~(made.eigenvalues_ > 0)
-        kernel = Kernel.read(made.kernel, made.gamma_, made.kernel_params, made.n_features_in_)
-        kept: dict[str, Any] = {
-            name: arrays.get(f"features.{name}") for name in _KEPT[words["features"]]
-        }
-        if words["features"] == "Fourier":
-            made.features_ = Fourier(**kept)
-        else:
-            made.features_ = Gram(kernel, **kept)
-        return made
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Return a setting as JSON holds it, numpy's scalars as numbers.
-
-    Raises
-    ------
-    ValueError
-        For what a file of settings cannot hold.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, dict):
-        return {key: _plain(f"{name}[{key!r}]", one) for key, one in value.items()}
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise UsageError(
-        f"{name} must be text, a number, True, False or None to be saved, got {value!r}"
-    )
+        return read(cls, Path(folder))

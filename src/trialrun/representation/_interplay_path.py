@@ -143,12 +143,17 @@ _SHADES = {
 }
 
 
-def _edges(regs: Array) -> Array:
-    """Return borders half way between neighbours, on a logarithmic axis."""
+def _edges(regs: Array, best: Array) -> Array:
+    """Return borders between regs on a logarithmic axis, half way between neighbours.
+
+    Where the ``best`` mu falls below 0 the border is where the line between the two crosses 0.
+    """
     logs = np.log10(regs)
     middle = (logs[1:] + logs[:-1]) / 2
     first = logs[:1] - (middle[:1] - logs[:1] if len(middle) else 0.5)
     last = logs[-1:] + (logs[-1:] - middle[-1:] if len(middle) else 0.5)
+    for i in np.flatnonzero((best[:-1] > 0) & (best[1:] <= 0) & np.isfinite(best[1:])):
+        middle[i] = logs[i] + (logs[i + 1] - logs[i]) * best[i] / (best[i] - best[i + 1])
     return 10 ** np.concatenate([first, middle, last])
 
 
@@ -177,7 +182,7 @@ def plot_interplay(path: InterplayPath) -> Any:
     regs = path.regs[shown]
     figure = figure_kind(figsize=(6.8, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    edges = _edges(regs)
+    edges = _edges(regs, path.eigenvalues[shown].max(axis=1))
     regimes = [r for r, s in zip(path.regimes, shown) if s]
     for axes in (upper, lower):
         named = set()

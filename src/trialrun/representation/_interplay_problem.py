@@ -97,7 +97,7 @@ def _exact(
     views: Array, groups: Groups, kernel: Kernel, beta: float, center: bool, tol: float
 ) -> Problem:
     given = kernel.kernel == "precomputed"
-    gram = np.array(kernel(views, views), dtype=float, order="C")
+    gram = np.array(views) if given else np.ascontiguousarray(kernel(views, views), dtype=float)
     kernel.check(gram, views)
     mean = np.zeros(len(gram))
     if center:

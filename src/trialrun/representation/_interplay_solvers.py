@@ -14,6 +14,9 @@ D = c I - T_beta, in which K stands uninverted. D has two eigenvalues per input,
 nothing, and the one Cholesky factor is of a matrix whose eigenvalues are at least 1. Null
 directions of K come out as 1/(c - mu) = 0. Only where reg is too small for that (below ``TINY``
 of K's own scale) the range is cut at ``tol``.
+
+A few components of many views are searched for (``_interplay_search``) before that operator is
+formed whole.
 """
 
 from __future__ import annotations
@@ -26,13 +29,17 @@ from scipy import linalg
 
 from trialrun.core.errors import UsageError
 from trialrun.representation._interplay_checks import floor
-from trialrun.representation._interplay_krylov import top_eigenpairs
+from trialrun.representation._interplay_factor import Factor
+from trialrun.representation._interplay_landmarks import Landmarks, Reduced
+from trialrun.representation._interplay_search import Operator, Pairs, search
 from trialrun.representation._interplay_views import Array, Groups
 
 ABOVE = 1.1
 """c: just above 1, so that eigenvalues mu near 1 are far apart in 1/(c - mu)."""
 TINY = 1e-8
 SMALL = 300
+WIDE, WIDER = 4, 18
+"""Functions that the search starts from: so many times those wanted, or so many more if less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +91,29 @@ class ExactProblem:
             return padded(Solution(empty, np.empty((self.n, 0)), empty, empty), k)
         if reg < TINY * self.scale:
             return padded(self._cut(reg, k_here), k)
+        if self.n > SMALL and k <= self.n // 8:
+            found = self._searched(reg, k)
+            if found is not None:
+                return padded(self._measured(found.f.T, found.alpha.T, reg), k)
         return padded(self._resolvent(reg, k_here), k)
+
+    @cached_property
+    def _landmarks(self) -> Landmarks:
+        return Landmarks(self.gram)
+
+    def _searched(self, reg: float, k: int) -> Pairs | None:
+        """Return the top functions by products with K, if they are found to full accuracy."""
+        operator, landmarks = Operator(self.gram, self.groups, self.beta, reg), self._landmarks
+        landmarks.grow(operator.weight)
+        reduced = Reduced(operator, landmarks)
+        if landmarks.whole:
+            k = min(k, reduced.rank)
+        count = min(WIDE * k, k + WIDER)
+        start = reduced.start(count)
+        found = None
+        if landmarks.near(operator.weight):
+            found = search(operator, start, k, reduced.corrections(count))
+        return found or search(operator, start, k, Factor(operator))
 
     def _t_beta(self, f: Array) -> Array:
         return (1 - self.beta) * f + self.beta * self.groups.apply(f)
@@ -123,13 +152,8 @@ class ExactProblem:
         def operator(f: Array) -> Array:
             return groups.spectral(groups.spectral(f, *back) - inner(f), *back)
 
-        if n <= SMALL or k > n // 8:
-            whole = operator(np.eye(n))
-            theta, f = _descending(
-                *linalg.eigh((whole + whole.T) / 2, subset_by_index=(n - k, n - 1))
-            )
-        else:
-            theta, f = top_eigenpairs(operator, n, k)
+        whole = operator(np.eye(n))
+        theta, f = _descending(*linalg.eigh((whole + whole.T) / 2, subset_by_index=(n - k, n - 1)))
         real = theta > n * np.finfo(float).eps * max(1.0, theta[0])
         theta, f = theta[real], f[:, real]
         # f = K alpha exactly; K is not applied again.

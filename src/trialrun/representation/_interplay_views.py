@@ -42,6 +42,9 @@ class Groups:
         self._mean = sparse.csr_array((1 / np.sqrt(own), rows), shape=(self.n_groups, self.n))
         self.within = np.zeros(self.n) if pairs == "all" else -1 / (own - 1)
         """Eigenvalue of T, per view, on functions whose mean within the input is 0."""
+        self.counts = counts.astype(float)
+        self.order = np.argsort(self.index, kind="stable")
+        self._starts = np.append(0, np.cumsum(counts)[:-1])
         self._root = 1 / np.sqrt(counts)
         self._blocks = [slice(start, start + ROWS) for start in range(0, self.n, ROWS)]
 
@@ -56,6 +59,27 @@ class Groups:
         for rows in self._blocks:
             out[rows] += (between - within[rows])[:, None] * scaled[self.index[rows]]
         return out
+
+    def sums_of_rows(self, f: Array) -> Array:
+        """Return sums (functions, inputs) over the views of every input, for rows f."""
+        return np.add.reduceat(f[:, self.order], self._starts, axis=1)
+
+    def spectral_rows(self, f: Array, between: float, within: Array) -> Array:
+        """Do what ``spectral`` does to functions given as rows (functions, views)."""
+        out = (self.sums_of_rows(f) / self.counts)[:, self.index]
+        out *= between - within
+        if within.any():
+            out += f * within
+        return out
+
+    def add_blocks(self, matrix: NDArray[Any], weights: Array) -> None:
+        """Add ``weights`` times the projection on means of an input to ``matrix``, in place."""
+        sizes = self.counts.astype(int)
+        for size in np.unique(sizes):
+            starts = self._starts[sizes == size]
+            views = self.order[starts[:, None] + np.arange(size)]
+            added = (weights[views[:, 0]] / size).astype(matrix.dtype)
+            matrix[views[:, :, None], views[:, None, :]] += added[:, None, None]
 
     def apply(self, f: Array) -> Array:
         """Return T f for every column of f (views, columns)."""
