@@ -101,7 +101,7 @@ def test_every_fault_is_one_sentence_with_its_place(tmp_path, rows, meta, change
     ("name", "content", "message"),
     [
         ("t.csv", b"", "t.csv is an empty file"),
-        ("t.csv", b"\xff\xfe\x00bad", "is not text in UTF-8: save it"),
+        ("t.csv", b"\xff\xfe\x00bad", "cannot be read as csv"),
         ("t.csv", b'a,b\n"1,2\n', "cannot be read as csv"),
         ("t.parquet", b"PAR1", "cannot be read as parquet"),
         ("t.xlsx", b"x", "must be a .csv or .parquet file, got the ending '.xlsx'"),

@@ -29,12 +29,9 @@ def naive_coral(features, index, n_domains):
 def test_coral_is_the_mean_gap_between_pairs_of_domains():
     index = [0, 2, 1, 1, 0, 2, 2, 0, 1, 0]
     features = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rows, twin = features.clone().requires_grad_(), features.clone().requires_grad_()
-    ours, theirs = coral_penalty(rows, members(index, 3)), naive_coral(twin, index, 3)
-    torch.testing.assert_close(ours, theirs)
-    ours.backward()
-    theirs.backward()
-    torch.testing.assert_close(rows.grad, twin.grad)
+    torch.testing.assert_close(
+        coral_penalty(features, members(index, 3)), naive_coral(features, index, 3)
+    )
 
 
 def test_a_domain_missing_from_the_batch_changes_no_penalty():

@@ -104,8 +104,7 @@ def _padding_only(
     if attention_mask.shape[1] != kv_length:
         raise UsageError(
             f"attention_mask must cover the {kv_length} cached and new tokens, got "
-            f"{attention_mask.shape[1]}; a cache of fixed size has no place here: leave "
-            "cache_implementation out of generate"
+            f"{attention_mask.shape[1]}"
         )
     rows = real_rows(attention_mask)
     return None if rows is None else Real(rows, kv_length)

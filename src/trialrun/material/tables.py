@@ -59,16 +59,12 @@ def read_frame(path: str | Path) -> Any:
         need("pyarrow", extra="shift")
     try:
         frame = pandas.read_csv(path) if kind == ".csv" else pandas.read_parquet(path)
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not text in UTF-8: save it as CSV in UTF-8, or as Parquet"
-        ) from error
     except (ValueError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UsageError(f"{path} cannot be read as {kind.removeprefix('.')}: {first}") from error
     frame.columns = [str(name) for name in frame.columns]
     if not len(frame):
-        raise UsageError(f"{path} has a header and no rows: add the rows to read")
+        raise UsageError(f"{path} has a header and no rows")
     return frame
 
 

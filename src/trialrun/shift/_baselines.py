@@ -57,28 +57,6 @@ def _spread(rows: Tensor, present: Tensor) -> Tensor:
     return 2 * (weight * (rows - centre).square()).sum(dim=0)
 
 
-class _Products(torch.autograd.Function):
-    """Sum of the outer products of each domain's rows with themselves; (domains, width, width).
-
-    A domain's matrix of gradients is symmetric, as every loss of a symmetric matrix can have it,
-    so that the backward pass is one product over all rows instead of one for each factor.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, member: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, member)
-        split = (member.unsqueeze(2) * rows.unsqueeze(1)).flatten(1)
-        return (split.T @ rows).view(member.shape[1], rows.shape[1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None]:
-        rows, member = ctx.saved_tensors
-        domains, width, _ = slopes.shape
-        each = (rows @ slopes.reshape(domains * width, width).T).view(-1, domains, width)
-        own = member.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, width)
-        return 2 * each.gather(1, own).squeeze(1), None
-
-
 def coral_penalty(
     features: Float[Tensor, "batch width"], member: Float[Tensor, "batch domains"]
 ) -> Float[Tensor, ""]:
@@ -86,7 +64,7 @@ def coral_penalty(
     centre = domain_means(features, member)
     centred = features - member @ centre
     count = member.sum(dim=0)
-    products = _Products.apply(centred, member)
+    products = torch.einsum("bd,bv,bw->dvw", member, centred, centred)
     covariance = products / (count - 1).clamp_min(1).view(-1, 1, 1)
     means = _spread(centre, (count > 0).to(features.dtype)).mean()
     return means + _spread(covariance, (count > 1).to(features.dtype)).mean()

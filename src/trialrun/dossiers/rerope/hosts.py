@@ -62,7 +62,7 @@ def _config(where: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(where)
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise NotRunnable(
             f"no model could be read from {where!r}: give a folder saved by transformers, or a hub "
             f"id that can be reached from here"
         ) from error
