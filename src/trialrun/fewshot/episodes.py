@@ -169,7 +169,8 @@ def _products(table: Tensor, means: Tensor, asked: Tensor) -> Tensor:
         gathered = torch.index_select(table, 0, rows, out=room[: len(rows)])
         wanted = gathered.view(-1, queries, width).mT.numpy()
         # For matrices as small as these NumPy's product is about three times as fast as torch's.
-        np.matmul(means[part].numpy(), wanted, out=made[part])
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is asked again
+            np.matmul(means[part].numpy(), wanted, out=made[part])
     return torch.from_numpy(made)
 
 
