@@ -1,6 +1,7 @@
 """What the check of svasp is tried on: styles, emoji, and the user's own pictures."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from trialrun.catalogue import find_card
 from trialrun.claims.contract import Context, On
+from trialrun.claims.judge import apply_rule
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
 from trialrun.dossiers.svasp import claim, own
@@ -25,9 +28,9 @@ def context(folder=None, **settings):
     return Context(budget=BUDGET, seed=0, on=on, **settings)
 
 
-def draw(root, classes, pictures, side=12):
+def draw(root, classes, pictures, side=12, first=0):
     """Fill a folder: each class has a brightness of its own, by which a picture tells its class."""
-    for number in range(classes):
+    for number in range(first, first + classes):
         folder = root / f"c{number:02d}"
         folder.mkdir(parents=True)
         for i in range(pictures):
@@ -64,19 +67,41 @@ def test_emoji_are_the_same_code_points_in_every_drawer_and_fill_their_classes()
         assert not torch.equal(other.images, first.images)
 
 
+def told(tmp_path, **targets):
+    """Write down accuracies of networks, as a run does before it reads them."""
+    (tmp_path / "networks-0").mkdir()
+    found = {"judged": SHIFTED, **{name: {"targets": rows} for name, rows in targets.items()}}
+    (tmp_path / "networks-0" / "found.json").write_text(json.dumps(found))
+    return context(prepared_root=tmp_path)
+
+
 def test_natural_judges_emoji_alone_and_leaves_the_other_claims_as_they_were(tmp_path):
     targets = dict.fromkeys(SHIFTED, 50.0) | {"clean": 90.0, "digits": 40.0}
-    targets |= dict(zip(DRAWERS, (30.0, 33.0, 36.0)))
-    (tmp_path / "networks-0").mkdir()
-    told = {"judged": SHIFTED, "svasp": {"targets": targets}}
-    (tmp_path / "networks-0" / "found.json").write_text(json.dumps(told))
-    ctx = context(prepared_root=tmp_path)
+    ctx = told(tmp_path, svasp=targets | dict(zip(DRAWERS, (30.0, 33.0, 36.0))))
     natural = claim.natural(ctx, name="svasp")
-    assert natural.points == {"value": 33.0}
+    assert natural.points == {"beside unmoved": 33.0, "beside none": 33.0}
     assert natural.extra["digits"] == 40.0
     attack = claim.accuracy(ctx, name="svasp")
     assert attack.points == {"value": 50.0}
     assert set(attack.extra) == {*SHIFTED, "clean", "digits"}
+
+
+@pytest.mark.parametrize(
+    ("unmoved", "none", "word"), [(30, 30, "holds"), (30, 34, "does not hold"), (34, 30, "does")]
+)
+def test_natural_asks_to_be_ahead_of_both_references(tmp_path, unmoved, none, word):
+    arms = {"svasp": 33, "unmoved": unmoved, "none": none}
+    ctx = told(tmp_path, **{name: dict.fromkeys(DRAWERS, value) for name, value in arms.items()})
+    card = {one.id: one for one in find_card("svasp").claims}["natural"]
+    ours, both = (claim.natural(ctx, name=name) for name in ("svasp", card.rule.against))
+    wobble = (0.01, -0.01, 0.0)
+    found = apply_rule(
+        card.rule,
+        {point: [value + step for step in wobble] for point, value in ours.points.items()},
+        {point: [value] * 3 for point, value in both.points.items()},
+    )
+    assert found.word.startswith(word)
+    assert both.extra == {}
 
 
 def test_one_folder_is_split_by_class_and_the_held_out_classes_are_restyled(tmp_path):
@@ -95,7 +120,7 @@ def test_one_folder_is_split_by_class_and_the_held_out_classes_are_restyled(tmp_
 
 def test_a_folder_of_source_and_target_is_trained_on_the_one_and_tested_on_the_other(tmp_path):
     draw(tmp_path / "source", 6, 9)
-    draw(tmp_path / "target", 5, 16)
+    draw(tmp_path / "target", 5, 16, first=6)
     ctx = context(tmp_path)
     world = claim.make_world(ctx)
     assert world.judged == ("target",)
@@ -120,8 +145,69 @@ def test_damaged_pictures_are_counted_and_named_and_the_backbone_is_kept(tmp_pat
     kept = tmp_path / "kept"
     kept.mkdir()
     names: dict = {}
-    exec(own.keep(ctx, kept), names)
+    lines = own.keep(ctx, kept)
+    assert "read_pictures('FOLDER')" in lines
+    exec(lines, names)
     assert names["backbone"].eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_a_run_says_which_way_a_folder_was_read(tmp_path, capsys):
+    one, pair = draw(tmp_path / "one", 10, 16), tmp_path / "pair"
+    draw(pair / "source", 5, 8)
+    draw(pair / "target", 5, 16, first=5)
+    own.check_on(context(one))
+    assert "read as one folder of classes" in capsys.readouterr().err
+    own.check_on(context(pair))
+    said = capsys.readouterr().err
+    assert "read as source and target: all of source is trained on" in said
+    assert said.count("trialrun:") == 1
+    runs = tmp_path / "run"
+    (runs / "networks-0").mkdir(parents=True)
+    for folder, judged, point in (
+        (one, SHIFTED, "held-out classes, restyled"), (pair, ("target",), "target as it is"),
+    ):  # fmt: skip
+        found = {"judged": judged, "svasp": {"targets": dict.fromkeys(judged, 40.0)}}
+        (runs / "networks-0" / "found.json").write_text(json.dumps(found))
+        ctx = context(folder, prepared_root=runs)
+        assert claim.accuracy(ctx, name="svasp").points == {point: 40.0}
+
+
+def test_pictures_in_source_and_target_and_classes_of_one_name_are_counted(tmp_path, capsys):
+    draw(tmp_path / "source", 5, 9)
+    target = draw(tmp_path / "target", 5, 16, first=4)
+    own.check_on(context(tmp_path))
+    said = capsys.readouterr().err
+    assert "9 of 80 pictures of target are in source as well, so they were seen" in said
+    assert "c04/0.png, c04/1.png, c04/10.png, ..." not in said  # the tenth is target's own
+    assert "c04/0.png, c04/1.png, c04/2.png, ..." in said
+    assert "1 of 5 classes of target have the name of a class of source" in said
+    for path in (target / "c04").glob("1?.png"):
+        path.unlink()
+    for path in (target / "c04").glob("9.png"):
+        path.unlink()
+    for i in range(9):  # the source's own pictures, some of them twice, under other names
+        shutil.copy(tmp_path / "source" / "c04" / f"{i}.png", target / "c04" / f"again{i}.png")
+    with pytest.raises(UsageError, match=r"c04 of target .* all 18 .* class c04 of source"):
+        own.check_on(context(tmp_path))
+
+
+def test_copies_across_classes_are_counted_and_a_copied_class_is_refused(tmp_path, capsys):
+    folder = draw(tmp_path, 10, 17)
+    for i in range(3):
+        shutil.copy(folder / "c03" / f"{i}.png", folder / "c05" / f"of{i}.png")
+    own.check_on(context(folder))
+    assert "6 pictures are in two or more classes: c03/0.png, c03/1.png" in capsys.readouterr().err
+    shutil.copytree(folder / "c03", folder / "other name")
+    with pytest.raises(UsageError, match=r"class c03 .* of its own, but all 17 .* other name as"):
+        own.check_on(context(folder))
+
+
+def test_a_kept_backbone_reads_pictures_as_it_was_trained_on_them(tmp_path):
+    folder = draw(tmp_path, 10, 16, side=45)
+    found = own.read_pictures(folder)
+    own_pictures = own.own_world(replace(context(folder)), On("images", str(folder)))
+    trained = {bytes((x * 255).round().byte().numpy()) for x in own_pictures.base.images}
+    assert trained <= {bytes(x.numpy()) for x in found.images}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tests.naive import svasp as naive
 from trialrun.core.errors import UsageError
 from trialrun.fewshot.svasp import (
     Conv4,
+    CosineHead,
     EpisodeSampler,
     Features,
     FewShotModel,
@@ -212,6 +213,75 @@ def test_a_shift_of_all_features_changes_no_accuracy(dtype):
     draw = EpisodeSampler(LABELS, query=5)(40)
     right = episode_accuracies(ProtoNetHead(), Features(shifted.double() - 30, LABELS), draw)
     assert torch.equal(episode_accuracies(ProtoNetHead(), Features(shifted, LABELS), draw), right)
+
+
+def _awkward(kind):
+    """Features of eight classes that are easy to tell apart, made hard to do sums with."""
+    base = _random(0, 8, 16).repeat_interleave(20, 0) + 0.7 * _random(1, 160, 16)
+    halves = torch.where(torch.from_numpy(LABELS < 4), 1.0, -1.0)[:, None]
+    outlier = torch.zeros(160, 1)
+    outlier[0] = 1
+    return {
+        "one picture of 1e6": base + 1e6 * outlier,
+        "one picture of 3e19": base + 3e19 * outlier,
+        "two groups far apart": base + 1e4 * halves,
+        "sums beyond single precision": base + 3e38 * torch.from_numpy(LABELS == 7)[:, None],
+        "far too large": 1e20 * base,
+        "far too small": 1e-25 * base,
+        "large times small": torch.cat([1e15 * base[:80], 1e-24 * base[80:]]),
+        "double, far too large": 1e200 * base.double(),
+        "double, far too small": 1e-200 * base.double(),
+        "all alike": base[:1].expand(160, 16),
+        "full of ties": base.sign(),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one picture of 1e6", "one picture of 3e19", "two groups far apart", "far too large",
+     "sums beyond single precision", "far too small", "large times small", "double, far too large",
+     "double, far too small", "all alike", "full of ties"],
+)  # fmt: skip
+@pytest.mark.parametrize("shot", [1, 4])
+def test_accuracies_are_right_whatever_the_sizes_of_features(kind, shot):
+    table = _awkward(kind)
+    draw = EpisodeSampler(LABELS, way=5, shot=shot, query=5)(40)
+    found = episode_accuracies(ProtoNetHead(), Features(table, LABELS), draw)
+    exact = table.double().numpy().astype(np.longdouble)  # whose squares are held for all of these
+    means = exact[draw.support].mean(axis=2)
+    apart = ((exact[draw.query][:, :, :, None] - means[:, None, None]) ** 2).sum(axis=-1)
+    right = 100 * (apart.argmin(axis=-1) == np.arange(5)[:, None]).mean(axis=(1, 2))
+    kept = ~(draw.query == 0).any(axis=(1, 2))  # row 0 as a query may be equally far from all
+    assert kept.sum() > 20
+    np.testing.assert_allclose(found.numpy()[kept], right[kept])
+
+
+def test_a_head_without_weights_derived_from_prototypes_scores_as_they_do():
+    class Mine(ProtoNetHead):
+        pass
+
+    draw = EpisodeSampler(LABELS, query=5)(40)
+    for kind in ("two groups far apart", "far too large", "far too small"):
+        features = Features(_awkward(kind), LABELS)
+        assert torch.equal(
+            episode_accuracies(Mine(), features, draw),
+            episode_accuracies(ProtoNetHead(), features, draw),
+        )
+
+
+def test_what_a_head_cannot_score_is_refused_and_never_counted_as_a_place():
+    draw = EpisodeSampler(LABELS, query=5)(3)
+    for kind in ("far too large", "far too small"):
+        with pytest.raises(UsageError, match=r"largest size of 1e-09 to 1e\+18 for CosineHead"):
+            episode_accuracies(CosineHead(), Features(_awkward(kind), LABELS), draw)
+    broken = CosineHead()
+    broken.temperature.data.fill_(torch.nan)
+    with pytest.raises(UsageError, match=r"logits of CosineHead must be finite, got NaN"):
+        episode_accuracies(broken, Features(_random(0, 160, 6), LABELS), draw)
+    far = torch.zeros(160, 2, dtype=torch.float64)
+    far[::2], far[1::2] = 1.5e308, -1.5e308
+    with pytest.raises(UsageError, match=r"differences can be held in double .* 1\.5e\+308"):
+        episode_accuracies(ProtoNetHead(), Features(far, LABELS), draw)
 
 
 def test_bytes_arrays_and_other_data_sets_are_refused_in_a_sentence(no_annotation_checks):

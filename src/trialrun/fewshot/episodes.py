@@ -28,6 +28,7 @@ from trialrun.fewshot._svasp_features import (
     finite,
 )
 from trialrun.fewshot._svasp_heads import ProtoNetHead
+from trialrun.fewshot._svasp_nearest import nearest_rows
 from trialrun.fewshot._svasp_sampler import Episodes, EpisodeSampler
 from trialrun.fewshot._svasp_style import evaluating
 
@@ -48,6 +49,9 @@ _NUMBERS = 2**20
 
 _GATHERED = 2**19
 """About how many numbers of queries are copied at a time: few enough to stay near a core."""
+
+_SMALLEST, _LARGEST = 1e-9, 1e18
+"""Within these single precision holds the squares of features, and a length is told from none."""
 
 
 class EpisodeScore(NamedTuple):
@@ -70,10 +74,18 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
     episodes : Episodes
         Of the same data set.
 
+    Notes
+    -----
+    Prototypes are scored right whatever the features' sizes and offsets: queries for which single
+    precision cannot tell the nearest class are decided by distances in double precision. Another
+    head is asked as it is, in the precision of the features; a subclass of `ProtoNetHead` without
+    weights in double precision.
+
     Raises
     ------
     ValueError
-        If the episodes name rows that the features do not have, or a feature is not finite.
+        If the episodes name rows that the features do not have, or a feature or logit is not
+        finite.
 
     Examples
     --------
@@ -89,17 +101,37 @@ def episode_accuracies(head: nn.Module, features: Features, episodes: Episodes) 
             "make them with an EpisodeSampler of the same labels"
         )
     table, mean = finite(features.features.cpu())
-    if type(head) is ProtoNetHead:  # distances do not mind a shift, but large products cancel
-        return 100 * _by_prototypes(table - mean, episodes)
-    return 100 * _by_head(head, table, episodes)
+    if type(head) is ProtoNetHead:
+        return 100 * _by_prototypes(table, mean, episodes)
+    return 100 * _by_head(head, _held_by(head, table), episodes)
 
 
-def _by_prototypes(table: Tensor, episodes: Episodes) -> Tensor:
+def _held_by(head: nn.Module, table: Tensor) -> Tensor:
+    """Return features in a precision that holds their squares, or say that they must be scaled."""
+    if isinstance(head, ProtoNetHead) and not head.state_dict():
+        return table.double()
+    largest = float(table.abs().max())
+    if table.dtype == torch.float32 and largest and not _SMALLEST <= largest <= _LARGEST:
+        raise UsageError(
+            f"features must have a largest size of {_SMALLEST:g} to {_LARGEST:g} for "
+            f"{type(head).__name__}, got {largest:.3g}: single precision cannot hold their "
+            "squares, so scale them"
+        )
+    return table
+
+
+def _by_prototypes(table: Tensor, mean: Tensor, episodes: Episodes) -> Tensor:
     """Return the share of queries that lie nearest to the mean of their own class.
 
     A query's own length is the same for all classes, so only its product with each mean and half
-    the mean's squared length are wanted.
+    the mean's squared length are wanted. Where the two best classes differ by no more than these
+    products may be wrong by, as among features of very unlike sizes, distances are taken instead.
     """
+    centred = table - mean  # distances do not mind a shift, but large products cancel
+    number = torch.finfo(centred.dtype)
+    slack, least = 2 * (centred.shape[1] + 8) * number.eps, 1e8 * number.tiny
+    # Squares of small numbers vanish, so no length is taken for less than can be squared.
+    lengths = torch.linalg.vector_norm(centred, dim=1) + least**0.5
     count, way, query = episodes.query.shape
     width = table.shape[1]
     truth = torch.arange(way).repeat_interleave(query)
@@ -108,11 +140,19 @@ def _by_prototypes(table: Tensor, episodes: Episodes) -> Tensor:
     for start in range(0, count, block):
         support = torch.from_numpy(episodes.support[start : start + block])
         asked = torch.from_numpy(episodes.query[start : start + block]).flatten(1)
-        means = functional.embedding_bag(support.flatten(0, 1), table, mode="mean")
+        means = functional.embedding_bag(support.flatten(0, 1), centred, mode="mean")
         half = means.square().sum(1).view(-1, way, 1) / 2
-        scores = _products(table, means.view(-1, way, width), asked).sub_(half)
+        scores = _products(centred, means.view(-1, way, width), asked).sub_(half)
         # Over this axis the kernel of max is many times as fast as that of argmax.
-        found.append((scores.max(dim=1).indices == truth).double().mean(-1))
+        best, place = scores.max(dim=1)
+        second = scores.scatter_(1, place.unsqueeze(1), -torch.inf).amax(dim=1)
+        longest = lengths[support].amax(dim=(1, 2))[:, None]
+        bound = slack * (longest * torch.maximum(lengths[asked], longest)) + least
+        sure = best - second > bound  # never of NaN
+        if not sure.all():
+            doubtful, which = (~sure).nonzero(as_tuple=True)
+            place[doubtful, which] = nearest_rows(table, support[doubtful], asked[doubtful, which])
+        found.append((place == truth).double().mean(-1))
     return torch.cat(found)
 
 
@@ -129,7 +169,8 @@ def _products(table: Tensor, means: Tensor, asked: Tensor) -> Tensor:
         gathered = torch.index_select(table, 0, rows, out=room[: len(rows)])
         wanted = gathered.view(-1, queries, width).mT.numpy()
         # For matrices as small as these NumPy's product is about three times as fast as torch's.
-        np.matmul(means[part].numpy(), wanted, out=made[part])
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is asked again
+            np.matmul(means[part].numpy(), wanted, out=made[part])
     return torch.from_numpy(made)
 
 
@@ -151,8 +192,13 @@ def _by_head(head: nn.Module, table: Tensor, episodes: Episodes) -> Tensor:
             part = slice(start, start + step)
             given = table[support[part]].to(spot)
             wanted = table[asked[part].mT.flatten(1)].to(spot)
-            place = head(given, wanted).argmax(dim=-1).cpu()
-            found.append((place == truth).double().mean(-1))
+            logits = head(given, wanted)
+            if not logits.amax(dim=-1).isfinite().all():
+                raise UsageError(
+                    f"logits of {type(head).__name__} must be finite, got NaN or infinity from "
+                    "finite features: look at its weights, or scale the features"
+                )
+            found.append((logits.argmax(dim=-1).cpu() == truth).double().mean(-1))
     return torch.cat(found)
 
 

@@ -22,11 +22,14 @@ from trialrun.dossiers.svasp.measures import (
     steadiness_of,
 )
 from trialrun.dossiers.svasp.networks import STAGES, arms_of_training, train, warm_started
-from trialrun.dossiers.svasp.own import check_on, keep, own_world, resplit
+from trialrun.dossiers.svasp.own import TESTED_ON, check_on, keep, own_world, resplit
+from trialrun.dossiers.svasp.styles import SHIFTED
 from trialrun.dossiers.svasp.worlds import DRAWERS, SVasPBudget, World, letter_world, size
 
 FLAT = 1e-3
 """A rise in nats below which a minimum counts as flat; ratios need a number above 0."""
+REFERENCES = ("unmoved", "none")
+"""The two networks that `natural` must be ahead of at once."""
 
 
 def make_world(ctx: Context) -> World:
@@ -60,21 +63,33 @@ def _read(ctx: Context) -> dict:
 def accuracy(ctx: Context, *, name: str) -> Measurement:
     """Return a network's mean accuracy over the restyled targets, and each target beside it.
 
-    Of the user's own pictures it is the unseen target that counts, where one was given.
+    Of the user's own pictures it is the unseen target that counts, where one was given; the name of
+    the point then says what was tested on.
     """
     found = _read(ctx)
     targets, judged = found[name]["targets"], found["judged"]
     value = float(np.mean([targets[target] for target in judged]))
     extra = {target: value for target, value in targets.items() if target not in DRAWERS}
-    return Measurement.of(value, n=size(ctx).test_episodes * len(judged), **extra)
+    point = "value" if ctx.on is None else TESTED_ON[tuple(judged) == SHIFTED]
+    return Measurement({point: value}, size(ctx).test_episodes * len(judged), extra)
 
 
 def natural(ctx: Context, *, name: str) -> Measurement:
-    """Return a network's mean accuracy on emoji over their drawers, and the digits beside it."""
-    targets = _read(ctx)[name]["targets"]
-    value = float(np.mean([targets[drawer] for drawer in DRAWERS]))
-    extra = {one: targets[one] for one in (*DRAWERS, "digits") if one in targets}
-    return Measurement.of(value, n=size(ctx).test_episodes * len(DRAWERS), **extra)
+    """Return a network's mean accuracy on emoji over their drawers, beside each of two references.
+
+    The arm ``references`` is ``unmoved`` at the one point and ``none`` at the other; every other
+    arm has its own accuracy at both. So a rule against ``references`` asks to be ahead of the same
+    losses without moved styles and of plain meta-training as well.
+    """
+    found, points = _read(ctx), {}
+    for reference in REFERENCES:
+        targets = found[reference if name == "references" else name]["targets"]
+        points[f"beside {reference}"] = float(np.mean([targets[drawer] for drawer in DRAWERS]))
+    extra = {}
+    if name != "references":  # of two networks there is no one accuracy on a drawer
+        targets = found[name]["targets"]
+        extra = {one: targets[one] for one in (*DRAWERS, "digits") if one in targets}
+    return Measurement(points, size(ctx).test_episodes * len(DRAWERS), extra)
 
 
 def flatness(ctx: Context, *, name: str) -> Measurement:
@@ -111,7 +126,7 @@ def _scored(*names: str) -> dict[str, Arm]:
 
 
 _CLAIMS = ("attack", "direction", "styleadv", "natural", "steady", "flat")
-_NATURAL = ("svasp", "unmoved", "noise", "descent", "none", "styleadv")
+_NATURAL = ("svasp", "references", "unmoved", "noise", "descent", "none", "styleadv")
 
 TRIAL = Trial(
     budgets={

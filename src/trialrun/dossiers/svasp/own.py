@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from trialrun.claims.contract import Context, On
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import rng
+from trialrun.dossiers.svasp.copies import check_copies, copies_said
 from trialrun.dossiers.svasp.networks import (
     SHOT,
     TRAINED,
@@ -31,6 +32,7 @@ from trialrun.dossiers.svasp.networks import (
 from trialrun.dossiers.svasp.networks import train as train_network
 from trialrun.dossiers.svasp.styles import SHIFTED, STYLES
 from trialrun.dossiers.svasp.worlds import SIDE, World, restyled
+from trialrun.fewshot.svasp import Pictures
 from trialrun.material.class_folders import ClassFolders, read_class_folders
 
 TESTED = SHOT + 15
@@ -38,6 +40,8 @@ TESTED = SHOT + 15
 HELD_OUT = 0.4
 MOST = 60
 """Pictures of a class that a seed takes at most, drawn anew by each."""
+TESTED_ON = ("target as it is", "held-out classes, restyled")
+"""What accuracy is of, by whether one folder was split by class."""
 
 
 class Own(NamedTuple):
@@ -46,9 +50,20 @@ class Own(NamedTuple):
     source: ClassFolders
     target: ClassFolders | None
 
-    def said(self) -> str:
-        """Return a sentence about the files that could not be read, or an empty text."""
-        return "; ".join(part.said() for part in self if part is not None and part.said())
+    def said(self) -> list[str]:
+        """Return sentences about how the folder was read and what in it is amiss."""
+        if self.target is None:
+            how = (
+                "read as one folder of classes: some are trained on and the others, in four "
+                "styles, are the targets"
+            )
+        else:
+            how = (
+                "read as source and target: all of source is trained on, and target is tested on "
+                "as it is"
+            )
+        parts = [part for part in self if part is not None]
+        return [how, *(part.said() for part in parts if part.said()), *copies_said(*self)]
 
 
 def _is_pair(root: Path) -> bool:
@@ -71,7 +86,8 @@ def read_own(on: On) -> Own:
     Raises
     ------
     UsageError
-        For a path that is no folder, too few classes, or a class with too few pictures.
+        For a path that is no folder, too few classes, a class with too few pictures, or one whose
+        pictures are all in a class on the other side as well.
     """
     root = Path(on.path)
     if root.is_dir() and _is_pair(root):
@@ -82,13 +98,23 @@ def read_own(on: On) -> Own:
             )
             for name, least in (("source", TRAINED), ("target", TESTED))
         ]  # fmt: skip
+        check_copies(*parts)
         return Own(*parts)
     found = read_class_folders(root, size=SIDE, least=TESTED)
     remedy = (
         f"{WAY} are trained on and {WAY} held out; or give folders named source and target with "
         f"{WAY} each"
     )
-    return Own(_check_classes(found, root, 2 * WAY, remedy), None)
+    _check_classes(found, root, 2 * WAY, remedy)
+    check_copies(found, None)
+    return Own(found, None)
+
+
+def read_pictures(folder: str | Path) -> Pictures:
+    """Read a folder with a folder for each class as the check does, for a backbone that it kept."""
+    found = read_class_folders(folder, size=SIDE)
+    images = torch.from_numpy(found.images).permute(0, 3, 1, 2).contiguous()
+    return Pictures(images, found.labels)
 
 
 def _held_out(classes: int) -> int:
@@ -121,11 +147,10 @@ def own_world(ctx: Context, on: On) -> World:
 
 
 def check_on(ctx: Context) -> None:
-    """Read the user's pictures before anything runs, and say which were skipped."""
+    """Read the user's pictures before anything runs, and say how, and what is amiss in them."""
     if ctx.on is None:
         raise UsageError("svasp takes pictures of your own with --on FOLDER, not a model")
-    said = read_own(ctx.on).said()
-    if said:
+    for said in read_own(ctx.on).said():
         print(f"trialrun: {said}", file=sys.stderr)
 
 
@@ -152,10 +177,11 @@ def keep(ctx: Context, folder: Path) -> str:
     save_file(weights, folder / "backbone.safetensors")
     return (
         "from safetensors.torch import load_file\n"
-        "from trialrun.fewshot.svasp import Conv4, evaluate_episodes, picture_folder\n"
+        "from trialrun.dossiers.svasp.own import read_pictures\n"
+        "from trialrun.fewshot.svasp import Conv4, evaluate_episodes\n"
         f"backbone = Conv4(widths={WIDTHS})\n"
         f"backbone.load_state_dict(load_file({str(folder / 'backbone.safetensors')!r}))\n"
         "# backbone.eval()(images) takes images in [0, 1] of shape (n, 3, "
-        f"{SIDE}, {SIDE}); on other pictures:\n"
-        f"# evaluate_episodes(backbone, picture_folder('FOLDER', size={SIDE}), 5, 1, 15)"
+        f"{SIDE}, {SIDE}); on other pictures, read as these were:\n"
+        "# evaluate_episodes(backbone, read_pictures('FOLDER'), 5, 1, 15)"
     )
