@@ -107,7 +107,11 @@ def train_pictures(ctx: Context, folder: Path) -> None:
     scores["untrained"] = score_pictures(start, views, parts.found, "untrained")
     for arm in _TRAINED:
         encoder = train_kappa(copy.deepcopy(start), size, parts.train, ctx.seed, arm)
-        scores[arm] = score_pictures(encoder, views, parts.found, arm)
+        found = score_pictures(encoder, views, parts.found, arm)
+        scores[arm] = {
+            **found,
+            "rank gained in phase 2": found["rank"] - scores["untrained"]["rank"],
+        }
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
 

@@ -209,6 +209,8 @@ def as_point(post: VonMisesFisher) -> VonMisesFisher:
 
 def at_rest(post: VonMisesFisher) -> VonMisesFisher:
     """Return the posterior with a concentration that passes no gradient on."""
+    if not post.kappa.requires_grad:
+        return post
     return VonMisesFisher(post.mu, post.kappa.detach(), validate_args=False)
 
 
