@@ -35,6 +35,14 @@ def test_credible_sets_match_the_slow_twin(items):
         assert ids[row].tolist() == slow
 
 
+def test_an_empty_gallery_has_empty_sets_with_spreads_too():
+    query = VonMisesFisher(directions(2), torch.tensor([3.0, 8.0], dtype=torch.float64))
+    nothing = torch.zeros(0, 5, dtype=torch.float64)
+    ids, thresholds = credible_retrieval(query, nothing, gallery_kappa=nothing[:, 0])
+    assert [len(row) for row in ids] == [0, 0]
+    assert thresholds.shape == (2, 0)
+
+
 def test_coverage_is_nominal_for_the_truth_and_not_for_a_wrong_kappa():
     mu = directions(200, 10)
     truth = VonMisesFisher(mu, torch.linspace(0.1, 100, 200, dtype=torch.float64))

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 
 from trialrun.claims.contract import Context, On
 from trialrun.core.errors import UsageError
-from trialrun.core.seeds import rng
-from trialrun.dossiers.mcinfonce import claim, picture_arms
+from trialrun.core.seeds import rng, split
+from trialrun.dossiers.mcinfonce import claim, picture_arms, training
 from trialrun.dossiers.mcinfonce.pictures import (
     SMALLEST,
     Stock,
@@ -20,7 +22,8 @@ from trialrun.dossiers.mcinfonce.pictures import (
     resplit,
     standardised,
 )
-from trialrun.dossiers.mcinfonce.scoring import reject_area, score_pictures
+from trialrun.dossiers.mcinfonce.scoring import rank_correlation, reject_area, score_pictures
+from trialrun.representation.mcinfonce import MCInfoNCELoss, VMFEncoder, VonMisesFisher
 
 BUDGET = replace(claim.TRIAL.budgets["smoke"], picture_steps=2)
 
@@ -97,6 +100,14 @@ def test_rejecting_the_doubtful_first_has_the_smaller_area():
     assert reject_area(wrong, -sure) > reject_area(wrong, sure)
 
 
+def test_concentrations_at_the_limit_share_a_rank():
+    ranked = scipy.stats.spearmanr([5.0, 5.0, 5.0, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0]).statistic
+    kappa, left = torch.tensor([5.0, 5.0, 5.0, 1.0, 2.0]), torch.arange(5.0)
+    assert rank_correlation(kappa, left, shared=True) == pytest.approx(ranked)
+    apart = torch.tensor([0.3, 2.0, 1.0, 7.0, 5.0])
+    assert rank_correlation(apart, left, shared=True) == rank_correlation(apart, left)
+
+
 def test_an_encoder_that_knows_the_window_ranks_perfectly(digits):
     parts = divide(digits, 0)
     views = parts.asked.views(parts.asked.soft_labels(60, stream()), stream(1))
@@ -110,16 +121,86 @@ def test_an_encoder_that_knows_the_window_ranks_perfectly(digits):
             return post
 
     scores = score_pictures(Knowing(), views, parts.found, "mcinfonce")
-    assert scores["rank"] == pytest.approx(1.0)
+    assert scores["rank"] == pytest.approx(1.0, abs=1e-3)
     assert scores["recall@1"] == pytest.approx(
         score_pictures(encoder, views, parts.found, "mcinfonce")["recall@1"]
     )
+
+
+def test_concentrations_that_are_alike_but_for_rounding_say_nothing_of_the_window(digits):
+    parts = divide(digits, 0)
+    views = parts.asked.views(parts.asked.soft_labels(60, stream()), stream(1))
+    encoder = picture_arms.make_encoder(0)
+
+    class Indifferent(torch.nn.Module):
+        def forward(self, x):
+            post = encoder(x)
+            grain = views.left if len(x) == len(views.left) else torch.zeros(len(x))
+            return type(post)(post.mu, 15 + 1e-4 * grain)
+
+    assert score_pictures(Indifferent(), views, parts.found, "shuffled")["rank"] == 0.0
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16), (3, 32)])
 def test_encoders_of_every_side_give_eight_dimensions(channels, side):
     encoder = picture_arms.make_encoder(0, channels, side)
     assert encoder(torch.randn(5, channels, side, side)).mu.shape == (5, 8)
+
+
+class Blind(torch.nn.Module):
+    """Hides the last feature, so that it reaches the loss through the concentration alone."""
+
+    def forward(self, features):
+        return torch.cat([features[..., :-1], torch.zeros_like(features[..., -1:])], dim=-1)
+
+
+def test_phase_one_does_not_reach_the_shared_backbone_through_the_concentration(digits):
+    encoder = picture_arms.make_encoder(0)
+    encoder.backbone[-1] = torch.nn.Identity()
+    encoder.head.mu.insert(0, Blind())
+    layer = encoder.backbone[-3]
+    before = layer.weight.detach().clone()
+    training.train_mu([encoder], BUDGET, digits, 0)
+    assert torch.equal(layer.weight[-1], before[-1])
+    assert not torch.equal(layer.weight[0], before[0])
+
+
+def test_a_posterior_without_a_gradient_in_its_concentration_is_left_as_it_is():
+    mu, kappa = torch.eye(3), torch.ones(3, requires_grad=True)
+    still = VonMisesFisher(mu, kappa.detach())
+    assert training.at_rest(still) is still
+    assert not training.at_rest(VonMisesFisher(mu, kappa)).kappa.requires_grad
+
+
+def test_phase_one_in_the_manual_does_not_either():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    (block,) = [part for part in page.split("```python\n") if 'for part in ("mu", "kappa")' in part]
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 64))
+    before = backbone[1].weight.detach().clone()
+
+    def blind(*args, **settings):
+        encoder = VMFEncoder(*args, **settings)
+        encoder.head.mu.insert(0, Blind())
+        return encoder
+
+    pictures = torch.randn(2, 16, 3, 2, 2, generator=stream())
+    names = {
+        "torch": torch, "VMFEncoder": blind, "MCInfoNCELoss": MCInfoNCELoss, "backbone": backbone,
+        "VonMisesFisher": VonMisesFisher, "x_ref": pictures[0], "x_pos": pictures[1],
+    }  # fmt: skip
+    exec(block.split("```")[0], names)
+    assert torch.equal(backbone[1].weight[-1], before[-1])
+    assert not torch.equal(backbone[1].weight[0], before[0])
+
+
+def test_concentrations_start_anew_before_phase_two(digits):
+    ctx = context()
+    typical = digits.pairs(256, seed=split(0, "calibration")).ref
+    start = picture_arms.directed(ctx, digits, picture_arms.make_encoder(0))
+    kappa = start(typical).kappa.detach()
+    low, high = picture_arms.KAPPA
+    assert float(kappa.min()) == pytest.approx(low, rel=1e-4)
+    assert float(kappa.max()) == pytest.approx(high, rel=1e-4)
 
 
 def test_arms_share_phase_one_and_differ_in_their_concentrations(tmp_path):
@@ -129,6 +210,8 @@ def test_arms_share_phase_one_and_differ_in_their_concentrations(tmp_path):
     shared = {scores[arm]["recall@1"] for arm in ("untrained", "mcinfonce", "shuffled", "kernel")}
     assert len(shared) == 1
     assert len({scores[arm]["rank"] for arm in scores}) == len(scores)
+    gained = scores["kernel"]["rank gained in phase 2"]
+    assert gained == pytest.approx(scores["kernel"]["rank"] - scores["untrained"]["rank"])
 
 
 def test_own_pictures_are_learned_and_kept_as_an_encoder_that_loads(own, tmp_path_factory, capsys):

@@ -28,12 +28,21 @@ class Scored(NamedTuple):
     scored: Inputs
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's correlation of two vectors without ties; 0 where one is constant."""
+def rank_correlation(a: Tensor, b: Tensor, *, shared: bool = False) -> float:
+    """Return Spearman's correlation of two vectors; 0 where one is constant.
+
+    Equal values have one rank if ``shared``, else ranks in the order of their rows, a matter
+    of chance.
+    """
     if bool((a == a[0]).all()) or bool((b == b[0]).all()):
         return 0.0
-    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    ranks = [_shared_ranks(values) if shared else values.argsort().argsort() for values in (a, b)]
+    return float(torch.corrcoef(torch.stack([rank.double() for rank in ranks]))[0, 1])
+
+
+def _shared_ranks(values: Tensor) -> Tensor:
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - 0.5 * counts.double())[place]
 
 
 @torch.no_grad()
@@ -89,17 +98,21 @@ def score_pictures(encoder: VMFEncoder, views: Views, gallery: Stock, arm: str) 
     """Measure whether concentrations follow what is left of a picture, and retrieval by means.
 
     A view is answered right if the nearest whole picture of the gallery is of its main class.
+    Concentrations are ranked in steps of 1 %: an encoder that gives all pictures one concentration
+    would else be scored on its rounding.
     """
     encoder = copy.deepcopy(encoder).cpu().eval()
     post = encoder(views.x)
     kappa = raw_length(encoder, views.x) if arm == "infonce" else post.kappa
+    steps = (100 * kappa.log()).round()
     nearest = (post.mu @ encoder(standardised(gallery.images)).mu.T).argmax(1)
     wrong = gallery.labels[nearest] != views.label
     return {
-        "rank": rank_correlation(kappa, views.left),
-        "rank with the share of the main class": rank_correlation(kappa, views.share),
+        "rank": rank_correlation(steps, views.left, shared=True),
+        "rank with the share of the main class": rank_correlation(steps, views.share, shared=True),
         "recall@1": 100 * float((~wrong).double().mean()),
         "error-versus-reject area": reject_area(wrong, kappa),
         "mean cosine of any two views": float((post.mu @ post.mu.T).mean()),
         "median concentration": float(kappa.median()),
+        "spread of log concentrations": float(kappa.log().std()),
     }

@@ -1,4 +1,7 @@
-"""How the claims train encoders: mu first, then kappa with mu at rest.
+"""How the claims train encoders: mu first with kappa at rest, then kappa with mu at rest.
+
+While mu is trained, no gradient passes through kappa: a backbone that both networks share would
+otherwise learn to raise concentrations, although the kappa network's own weights are frozen.
 
 Ours, not the paper's: phase 1 raises the loss's concentration from 1 to its value. Started at once
 with the full value, encoders often kept the sphere folded in development runs. Phase 1 also has two
@@ -69,7 +72,10 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class McBudget(Budget):
-    """Size of a run: latent coordinates, updates per phase, rows, draws, and rows scored."""
+    """Size of a run: latent coordinates, updates per phase, rows, draws, and rows scored.
+
+    ``kappa_pos`` is the loss's k; a world's own is ``KAPPA_POS``.
+    """
 
     dim: int = 4
     steps: int
@@ -78,6 +84,7 @@ class McBudget(Budget):
     width: int = 64
     rate: float = 5e-3
     rolled: int = 8
+    kappa_pos: float = KAPPA_POS
     scored: int = 1000
     picture_steps: int = 80
 
@@ -178,13 +185,15 @@ def _updates(
     for step in range(size.steps):
         if warm:
             share = min(1.0, step / (WARM_UP * size.steps))
-            loss.log_kappa.fill_(share * math.log(KAPPA_POS))  # type: ignore[operator]
+            loss.log_kappa.fill_(share * math.log(size.kappa_pos))  # type: ignore[operator]
         pairs = next(stream)
         pairs = _shuffled(pairs, split(seed, part), step) if shuffled else pairs
         ref, pos = encoder(pairs.ref), encoder(pairs.pos)
         neg = encoder(pairs.neg) if negatives else None
         if point:
             ref, pos = as_point(ref), as_point(pos)
+        elif part == "mu":
+            ref, pos = at_rest(ref), at_rest(pos)
         optimiser.zero_grad()
         loss(ref, pos, neg).backward()
         optimiser.step()
@@ -196,6 +205,13 @@ def _updates(
 def as_point(post: VonMisesFisher) -> VonMisesFisher:
     """Return the posterior without its spread, which turns MCInfoNCE into InfoNCE."""
     return VonMisesFisher(post.mu, torch.full_like(post.kappa, math.inf), validate_args=False)
+
+
+def at_rest(post: VonMisesFisher) -> VonMisesFisher:
+    """Return the posterior with a concentration that passes no gradient on."""
+    if not post.kappa.requires_grad:
+        return post
+    return VonMisesFisher(post.mu, post.kappa.detach(), validate_args=False)
 
 
 @torch.no_grad()
@@ -230,7 +246,7 @@ def train_mu(
     runs, losses = [], []
     for encoder in starts:
         loss = MCInfoNCELoss(
-            KAPPA_POS,
+            size.kappa_pos,
             1 if point else size.samples,
             rolled=size.rolled,
             seed=split(seed, "mu draws"),
@@ -264,7 +280,7 @@ def train_kappa(
     else:
         samples = 1 if arm in ("single", "single-again") else size.samples
         average = "kernel" if arm == "kernel" else "probability"
-        loss = MCInfoNCELoss(KAPPA_POS, samples, rolled=rolled, average=average, seed=draws)
+        loss = MCInfoNCELoss(size.kappa_pos, samples, rolled=rolled, average=average, seed=draws)
     stream = split(seed, "again") if arm in ("repeat", "single-again") else seed
     negatives = rolled if arm == "drawn" else 0
     _exhaust(

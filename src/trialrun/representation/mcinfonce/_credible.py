@@ -99,7 +99,7 @@ def credible_retrieval(
         their mean directions. None takes the gallery for latents.
     n_samples : int, at least 100
         Draws behind a threshold, with ``gallery_kappa``. The level is off by about
-        sqrt(alpha (1 - alpha) / n_samples).
+        sqrt(alpha (1 - alpha) / n_samples), and alike for all queries, which share draws.
     seed : int
         Seed of these draws.
 

@@ -255,7 +255,10 @@ class VMFEncoder(nn.Module):
     def parameters_of(self, part: str) -> list[nn.Parameter]:
         """Return the parameters of ``"mu"`` (with the backbone's) or of ``"kappa"`` alone.
 
-        Only two networks can be trained apart: first mu, then kappa.
+        Only two networks can be trained apart: first mu, then kappa. A loss also reaches the
+        backbone through kappa: while mu is trained, give it ``VonMisesFisher(post.mu,
+        post.kappa.detach())``, or concentrations grow. `calibrate` again before kappa is trained,
+        since the backbone's features have changed.
 
         Parameters
         ----------

@@ -78,9 +78,11 @@ def joint_gap_quantile(
     The order statistic is the one that is right on average over draws, not in the limit alone.
     """
     samples = whole("n_samples", n_samples, low=100)
-    generator = torch.Generator(kappa.device).manual_seed(
+    generator = torch.Generator(query.mu.device).manual_seed(
         split(whole("seed", seed, low=0), "joint gap")
     )
+    if not len(kappa):
+        return query.mu.new_zeros(len(query.mu), 0)
     mine, theirs = (k.to(query.mu).clamp(_LEAST, _LARGEST) for k in (query.kappa, kappa))
     mine, theirs = mine.double(), theirs.double()
     knots = _knots(theirs)
