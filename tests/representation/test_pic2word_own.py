@@ -48,7 +48,7 @@ def context(folder, tmp_path=None, budget="smoke", **changed):
 def test_names_shared_by_all_styles_are_read_whatever_their_endings(original):
     read = own.read_own(original)
     assert read.drawings.images.shape == (own.LEAST, 2, 32, 32, 3)
-    assert read.left_out == ()
+    assert read.remarks == ()
     things = read.drawings.things
     assert things.styles == STYLES
     i = things.keys.index("thing-7")
@@ -67,8 +67,8 @@ def test_pictures_are_cut_as_the_kept_clip_cuts_them(tmp_path):
 
 def test_damaged_unpaired_and_second_pictures_are_left_out_and_named(folder, capsys):
     for i in range(3):
-        picture(i, 0).save(folder / "ink" / f"more-{i}.png")
-        picture(i, 1).save(folder / "wet_paint" / f"more-{i}.png")
+        picture(60 + i, 0).save(folder / "ink" / f"more-{i}.png")
+        picture(60 + i, 1).save(folder / "wet_paint" / f"more-{i}.png")
     (folder / "ink" / "thing-5.png").write_bytes(b"no picture")
     (folder / "ink" / "thing-6.png").unlink()
     picture(8, 0).save(folder / "ink" / "THING-8.bmp")
@@ -81,6 +81,47 @@ def test_damaged_unpaired_and_second_pictures_are_left_out_and_named(folder, cap
     assert "pictures that cannot be read, whose names are left out: 1 (ink/thing-5.png (" in told[0]
     assert told[1].endswith("names left out because some style lacks them: 1 (thing-6)")
     assert told[2].endswith("pictures left out because another has their name: 1 (ink/thing-8.png)")
+
+
+def test_names_of_the_same_words_are_one_thing(folder, capsys):
+    for s, style in enumerate(STYLES):
+        for i in range(30):
+            picture(59 - i, s).save(folder / style / f"thing_{i}.png")
+    things = own.read_own(folder).drawings.things
+    assert len(things) == len(set(things.phrases)) == own.LEAST
+    assert not [key for key in things.keys if "_" in key]
+    for seed in range(3):
+        train, test = world.drawn(replace(context(folder, code_points=None), seed=seed))
+        assert not set(train.things.phrases) & set(test.things.phrases)
+    TRIAL.check_on(context(folder))
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith(
+        "names left out because another reads as the same words: 30 "
+        "(thing_0 as thing-0, thing_1 as thing-1, thing_10 as thing-10, ...)"
+    )
+
+
+def test_a_second_name_stands_in_where_the_first_cannot_be_read(folder):
+    picture(5, 0).save(folder / "ink" / "thing_5.png")
+    picture(5, 1).save(folder / "wet_paint" / "thing_5.png")
+    (folder / "ink" / "thing-5.png").write_bytes(b"no picture")
+    read = own.read_own(folder)
+    assert "thing_5" in read.drawings.things.keys
+    assert len(read.remarks) == 1
+
+
+def test_the_same_picture_under_two_names_is_counted_and_named(folder):
+    shutil.copy(folder / "ink" / "thing-7.png", folder / "ink" / "thing-9.png")
+    (said,) = own.read_own(folder).remarks
+    assert said.endswith("what is held out may have been seen: 1 (thing-9 as thing-7)")
+    # The same picture in both styles of one name is no leak.
+    shutil.copy(folder / "ink" / "thing-7.png", folder / "wet_paint" / "thing-7.bmp")
+    assert own.read_own(folder).remarks == (said,)
+    for style, ending in zip(STYLES, ("png", "bmp")):
+        for i in range(own.LEAST):
+            picture(0, 0).save(folder / style / f"thing-{i}.{ending}")
+    (said,) = own.read_own(folder).remarks
+    assert f"been seen: {own.LEAST - 1} (" in said
 
 
 def test_a_changed_picture_is_read_again(folder):
@@ -118,6 +159,17 @@ def _no_words(folder):
     (folder / "__").mkdir()
 
 
+def _same_words(folder):
+    for style, ending in zip(STYLES, ("png", "bmp")):
+        (folder / style / f"thing-1.{ending}").rename(folder / style / f"Thing_0.{ending}")
+
+
+def _wordless(folder):
+    for i, style in enumerate(STYLES):
+        for name in ("--", "_", "-_-", "( )"):
+            picture(i, i).save(folder / style / f"{name}.png")
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -134,6 +186,16 @@ def _no_words(folder):
         (_empty_style, r"got 0 \(pictures: blank 0, ink 60, wet_paint 60"),
         (_alike, "the style folders 'Ink_' and 'ink' read as the same words, 'ink': rename one"),
         (_no_words, "the style folder '__' must be named in 1 to 8 words, got 0: rename it"),
+        (
+            _same_words,
+            r"no two of the same words, got 59 \(.*another reads as the same words: 1 "
+            r"\(thing_0 as thing-0\)\)$",
+        ),
+        (
+            _wordless,
+            r"must be named in words, .* got 4 without a letter or digit "
+            r"\('\( \)', '--', '-_-', ...\): rename them or take them out$",
+        ),
     ],
 )
 def test_folders_that_will_not_do_are_one_sentence(folder, spoil, said):
@@ -164,9 +226,14 @@ def test_names_are_held_out_by_seed_and_the_arms_run_on_them(original, tmp_path)
     assert TRIAL.resplit(ctx) == pytest.approx(3 / 7)
 
 
-def test_what_is_kept_loads_and_finds_a_picture_in_the_style_asked_for(original, tmp_path):
+def test_what_is_kept_loads_and_finds_a_picture_in_the_style_asked_for(
+    original, tmp_path, monkeypatch
+):
     ctx = context(original, tmp_path, clip_steps=60, epochs=40)
+    monkeypatch.chdir(original.parent)
+    ctx = replace(ctx, on=On("drawings", original.name))
     lines = TRIAL.keep(ctx, tmp_path)
+    monkeypatch.chdir(tmp_path)  # the lines run from anywhere, however the folder was given
     held = {}
     exec(lines, held)  # what the user is told to run
     assert torch.allclose(held["query"].norm(), torch.tensor(1.0))

@@ -1,5 +1,7 @@
 """The mapper's training: its loss, its settings, and runs that are taken up again."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -226,3 +228,23 @@ def test_unit_embeddings_are_told_to_be_the_wrong_ones():
     unit = torch.nn.functional.normalize(features, dim=1)
     with pytest.warns(UserWarning, match="all embeddings are unit vectors"):
         fit_image_to_word(ImageToWord(12, 8), clip, unit, training=training)
+
+
+def test_the_warning_of_unit_embeddings_points_at_the_call(tmp_path):
+    # In a process of its own: the checks of annotations put calls between the two.
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "from trialrun.representation.pic2word import ImageToWord, WordTraining\n"
+        "from trialrun.representation.pic2word import fit_image_to_word\n"
+        "from trialrun.representation.tiny_clip import TinyClip, WordTokenizer\n"
+        "tok = WordTokenizer(('a', 'photo', 'of'))\n"
+        "clip = TinyClip(tok.vocab_size)\n"
+        "features = torch.eye(clip.embed_dim)[:6]\n"
+        "mapper = ImageToWord(clip.embed_dim, clip.text_width, hidden=8)\n"
+        "how = {'tokenizer': tok, 'training': WordTraining(epochs=1, batch_size=3)}\n"
+        "fit_image_to_word(mapper, clip, features, **how)  # here\n"
+    )
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{file}:10: UserWarning: all embeddings are unit vectors" in done.stderr

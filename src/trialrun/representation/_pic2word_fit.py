@@ -83,7 +83,7 @@ def _features_of(clip: Clip, images: Tensor | Iterable[Any]) -> Tensor:
         warnings.warn(
             "all embeddings are unit vectors, and the mapper is trained on those that are not "
             "normalised, as queries will not be: encode with normalize=False",
-            stacklevel=3,
+            stacklevel=4,  # over fit_image_to_word and its decorator
         )
     return features.to(clip.device)
 

@@ -1,14 +1,16 @@
 """The user's own drawings: a folder for each style, pictures of the same names in all of them.
 
-``STYLE/NAME.png`` (or another usual ending, in folders below as well). A name that some style lacks
-is left out, and so is one whose picture cannot be read in some style; both are counted and named.
+``STYLE/NAME.png`` (or another usual ending, in folders below as well). A name that some style
+lacks is left out, and so is one whose picture cannot be read in some style. Things are told apart
+by the words of their names, which is all that sentences say: of names that read as the same words
+the first is taken. What is left out is counted and named, and so are pictures that two names share.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from trialrun.dossiers.pic2word.drawings import SIZE, Drawings, Things
 from trialrun.representation.pic2word import Preprocess, find_pictures, open_picture
 
 LEAST = 60
-"""Names that all styles must share: with fewer, hardly more than ten are held out to be found."""
+"""Names, apart in their words, that all styles must share: of fewer hardly ten are held out."""
 MOST_WORDS = 8
 """Words of a style's name, so that a sentence with it fits the text tower."""
 _WORD = re.compile(r"[^\W_]+")
@@ -29,11 +31,11 @@ _AS_IS = Preprocess(SIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class Own(NamedTuple):
-    """The user's drawings, a first picture for an example, and what was left out, in sentences."""
+    """The user's drawings, a first picture for an example, and what is to be said of the rest."""
 
     drawings: Drawings
     example: Path
-    left_out: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def _spoken(name: str) -> str:
@@ -118,6 +120,59 @@ def _told(what: str, named: Sequence[str]) -> tuple[str, ...]:
     return (f"{what}: {len(named)} ({some})",)
 
 
+def _in_words(root: Path, shared: Sequence[str]) -> dict[str, str]:
+    """Return names with their words, of which each must have one."""
+    words = {name: _spoken(name) for name in shared}
+    silent = [name for name, said in words.items() if not said]
+    if silent:
+        some = ", ".join(map(repr, silent[:3])) + (", ..." if len(silent) > 3 else "")
+        raise UsageError(
+            f"pictures in {root} must be named in words, as sentences name them, got {len(silent)} "
+            f"without a letter or digit ({some}): rename them or take them out"
+        )
+    return words
+
+
+def _whole(
+    root: Path, files: dict[str, list[Path]]
+) -> tuple[dict[str, NDArray[np.uint8]], list[str]]:
+    """Return the pictures of names that can be read in every style, and what cannot be, and why."""
+    paths = [path for row in files.values() for path in row]
+    read = iter(_read(tuple((str(path), path.stat().st_mtime_ns) for path in paths)))
+    whole, broken = {}, []
+    for name, row in files.items():
+        pictures = []
+        for path, got in zip(row, read):
+            if isinstance(got, str):
+                broken.append(f"{_within(root, path)} ({got})")
+            else:
+                pictures.append(got)
+        if len(pictures) == len(row):
+            whole[name] = np.stack(pictures)
+    return whole, broken
+
+
+def _first_of_each(names: Collection[str], words: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Return names that say what none before says, and of the others which is said again."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(words[name], name)
+    again = [f"{name} as {first[words[name]]}" for name in names if first[words[name]] != name]
+    return list(first.values()), again
+
+
+def _under_two_names(names: Sequence[str], images: NDArray[np.uint8]) -> list[str]:
+    """Return names of which some picture is the very same as one of a name before."""
+    first: dict[bytes, str] = {}
+    found: dict[str, str] = {}
+    for name, styles in zip(names, images):
+        for picture in styles:
+            other = first.setdefault(picture.tobytes(), name)
+            if other != name:
+                found.setdefault(name, f"{name} as {other}")
+    return list(found.values())
+
+
 def read_own(folder: str | Path) -> Own:
     """Read the drawings that every style of a folder has.
 
@@ -125,32 +180,37 @@ def read_own(folder: str | Path) -> Own:
     ------
     UsageError
         If it is no folder, holds fewer than two styles, their names do not tell them apart in
-        words, or they share fewer than `LEAST` names of readable pictures.
+        words, a name that they share has no words, or they share fewer than `LEAST` names of
+        readable pictures, counting those that read as the same words once.
     """
     root = Path(folder)
     styles = _styles(root)
     listed = [_named_files(root / style) for style in styles]
     every = set().union(*(found for found, _ in listed))
     shared = sorted(every.intersection(*(found for found, _ in listed)))
-    files = [[found[name] for found, _ in listed] for name in shared]
-    paths = [path for row in files for path in row]
-    read = _read(tuple((str(path), path.stat().st_mtime_ns) for path in paths))
-    rows = [read[i : i + len(styles)] for i in range(0, len(read), len(styles))]
-    whole = [i for i, row in enumerate(rows) if not any(isinstance(part, str) for part in row)]
-    broken = [f"{_within(root, p)} ({w})" for p, w in zip(paths, read) if isinstance(w, str)]
+    words = _in_words(root, shared)
+    files = {name: [found[name] for found, _ in listed] for name in shared}
+    pictures, broken = _whole(root, files)
+    names, alike = _first_of_each(pictures, words)
     doubles = [_within(root, path) for _, more in listed for path in more]
-    left_out = (
+    lost = (
         *_told("pictures that cannot be read, whose names are left out", broken),
+        *_told("names left out because another reads as the same words", alike),
         *_told("names left out because some style lacks them", sorted(every.difference(shared))),
         *_told("pictures left out because another has their name", doubles),
     )
-    if len(whole) < LEAST:
+    if len(names) < LEAST:
         each = ", ".join(f"{style} {len(found)}" for style, (found, _) in zip(styles, listed))
         raise UsageError(
             f"the styles in {root} must share at least {LEAST} names of pictures that can be read, "
-            f"got {len(whole)} (pictures: {each}{''.join('; ' + told for told in left_out[:1])})"
+            f"no two of the same words, got {len(names)} (pictures: {'; '.join((each, *lost))})"
         )
-    images = np.stack([np.stack(rows[i]) for i in whole])
-    names = tuple(shared[i] for i in whole)
-    things = Things(names, tuple(map(_spoken, names)), (), styles, tuple(map(_opening, styles)))
-    return Own(Drawings(things, images), files[whole[0]][0], left_out)
+    images = np.stack([pictures[name] for name in names])
+    twice = _told(
+        "names with a picture that another name has too, so that what is held out may have been "
+        "seen",
+        _under_two_names(names, images),
+    )
+    said = tuple(words[name] for name in names)
+    things = Things(tuple(names), said, (), styles, tuple(map(_opening, styles)))
+    return Own(Drawings(things, images), files[names[0]][0].resolve(), (*lost, *twice))

@@ -3,7 +3,8 @@
 A query is a held-out drawing in one style and "a {other style} drawing of *"; the one right answer
 is the same thing in the other style. The gallery is every held-out drawing but the query's own.
 Neither CLIP nor mapper has seen a held-out thing in any style. The drawings are emoji, one thing a
-code point, or the user's own (`own`), one thing a file name.
+code point, or the user's own (`own`), one thing the
+words of a file name.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Size(Budget):
     Parameters
     ----------
     code_points : int or None
-        Things to draw from, emoji or names of the user's own; None for all.
+        Things to draw from, emoji or the user's own; None for all.
     clip_steps : int
         Steps of 256 drawings that the tiny CLIP is trained for.
     epochs : int
@@ -215,10 +216,10 @@ def mapper_of(ctx: Context) -> ImageToWord:
 
 
 def check_on(ctx: Context) -> None:
-    """Read the user's drawings before anything runs, and say what is left out."""
+    """Read the user's drawings before anything runs, and say what is to be said of them."""
     if ctx.on is None:
         raise UsageError("pic2word takes drawings of your own with --on FOLDER, not a model")
-    for sentence in read_own(ctx.on.path).left_out:
+    for sentence in read_own(ctx.on.path).remarks:
         print(f"trialrun: {sentence}", file=sys.stderr)
 
 
