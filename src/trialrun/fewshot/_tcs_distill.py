@@ -245,7 +245,8 @@ def distill(
     UsageError
         If there are fewer than two classes or too few images, the teacher or student lacks the
         named layer, more axes are asked for than the features have, tailoring needs more steps than
-        there are, the teacher's features are not finite, ``mimic`` is given mixed images, or shapes do not fit.
+        there are, the teacher's features are not finite, ``mimic`` is given mixed images, or shapes
+        do not fit.
 
     Examples
     --------
