@@ -337,3 +337,9 @@ def test_random_axes_lie_from_large_to_small_variance():
     assert (np.diff(coords.explained_variance_) <= 0).all()
     found = coords.transform(table).var(axis=0, ddof=1)
     np.testing.assert_allclose(found, coords.explained_variance_, rtol=1e-9)
+
+
+def test_axes_are_counted_in_whole_numbers(no_annotation_checks):
+    for count in (4.0, True):
+        with pytest.raises(UsageError, match=rf"n_components must be a whole number.*got {count}"):
+            TailoredCoordinates(n_components=count).fit(features())

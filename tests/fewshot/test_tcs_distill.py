@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorDataset
@@ -445,6 +446,78 @@ def test_more_wrong_material_is_named(change, sentence, no_annotation_checks):
     given = {"teacher": network(7), "epochs": 1, **change}
     with pytest.raises(UsageError, match=sentence):
         distill(network(5), given.pop("teacher"), loader_of(x, y), **given)
+
+
+@pytest.mark.parametrize("count", [4.0, True, 0, "4"])
+def test_axes_that_are_no_whole_number_are_refused_before_the_teacher_runs(
+    count, no_annotation_checks
+):
+    teacher, said = Counting(), f"n_components must be a whole number of at least 1, got {count!r}"
+    with pytest.raises(UsageError, match=said):
+        distill(network(5), teacher, loader_of(*pictures()), epochs=1, n_components=count)
+    assert teacher.seen == 0
+
+
+def shares_of(change):
+    """Make a collate function whose labels are shares of three classes, changed."""
+
+    def collate(items):
+        shares = nn.functional.one_hot(torch.tensor([int(y) for _, y in items]), 3).float()
+        images = torch.stack([image for image, _ in items])
+        return change(images), change(shares)
+
+    return collate
+
+
+def test_mimicking_refuses_mixed_images_before_the_teacher_runs():
+    x, y = pictures()
+    mixing = loader_of(x, y, collate_fn=shares_of(lambda part: (part + part.flip(0)) / 2))
+    teacher = Counting()
+    with pytest.raises(UsageError, match=r"mimic needs images as the teacher saw them.*mimic=0"):
+        distill(network(5), teacher, mixing, epochs=1, n_components=3, mimic=6.0)
+    assert teacher.seen == 0
+    assert len(distill(network(5), teacher, mixing, epochs=1, n_components=3).losses) == 1
+    whole = loader_of(x, y, collate_fn=shares_of(lambda part: part))
+    distill(network(5), teacher, whole, epochs=1, n_components=3, mimic=6.0)
+
+
+def test_mimicking_refuses_images_that_a_later_batch_mixes():
+    x, y = pictures()
+
+    def late(part):
+        return part if len(part) == 2 else (part + part.flip(0)) / 2
+
+    mixing = loader_of(x, y, collate_fn=shares_of(late))
+    with pytest.raises(UsageError, match="divided between classes, as of mixed images"):
+        distill(network(5), network(7), mixing, epochs=1, n_components=3, mimic=6.0)
+
+
+class Beside(Dataset):
+    """Dictionaries with a path or picture beside the tensor made of it."""
+
+    def __init__(self, x, y, beside):
+        self.x, self.targets, self.beside = x, y.tolist(), beside
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"image": self.beside, "pixel_values": self.x[i], "label": self.targets[i]}
+
+
+def test_a_dictionarys_tensor_is_taken_with_a_path_or_a_picture_beside_it():
+    x, y = pictures()
+    made = distill(network(5), network(7), loader_of(x, y), epochs=1, n_components=3)
+
+    def tensors(items):
+        images = torch.stack([item["pixel_values"] for item in items])
+        return {"pixel_values": images, "labels": torch.tensor([item["label"] for item in items])}
+
+    for beside, own in (("a.png", {}), (Image.new("RGB", (8, 8)), {"collate_fn": tensors})):
+        loader = DataLoader(Beside(x, y, beside), batch_size=16, **own)
+        same = distill(network(5), network(7), loader, epochs=1, n_components=3)
+        np.testing.assert_array_equal(same.features, made.features)
+        assert same.losses == made.losses
 
 
 def test_a_teacher_that_cannot_take_the_images_is_named():

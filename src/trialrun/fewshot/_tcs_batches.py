@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
-from trialrun.fewshot._tcs_items import images_of, label_of
+from trialrun.fewshot._tcs_items import IMAGES, check_unmixed, images_of, label_of
 
 
 class _Numbered(Dataset):
@@ -45,6 +45,17 @@ class _Collate:
 
     def __call__(self, batch: list[tuple[Any, int]]) -> tuple[Any, Tensor]:
         return self.own([item for item, _ in batch]), torch.tensor([index for _, index in batch])
+
+
+def _as_they_are(items: list[Any]) -> Any:
+    """Collate items for the teacher, of dictionaries the images alone.
+
+    What else they hold, a picture beside its tensor for one, need not collate.
+    """
+    if isinstance(items[0], Mapping):
+        names = [name for name in IMAGES if isinstance(items[0].get(name), Tensor)]
+        items = [{name: item[name] for name in names[:1]} for item in items] if names else items
+    return default_collate(items)
 
 
 _KEPT = ("batch_size", "num_workers", "worker_init_fn", "pin_memory", "timeout")
@@ -110,15 +121,17 @@ def loaders(
     apart = torch.Generator().manual_seed(split(seed, "pass"))
     # The loader's own collate function may mix images (mixup); the teacher sees them as they are.
     # Its workers go with its one pass.
-    once = DataLoader(seen, collate_fn=default_collate, generator=apart, **same)
+    once = DataLoader(seen, collate_fn=_as_they_are, generator=apart, **same)
     return train, once
 
 
-def batches(loader: DataLoader, classes: int, device: Any) -> Iterator[tuple[Tensor, ...]]:
+def batches(
+    loader: DataLoader, classes: int, device: Any, *, mimic: int | float
+) -> Iterator[tuple[Tensor, ...]]:
     """Yield images, labels and numbers of images on a device.
 
     Labels are whole numbers of shape (batch,), or shares of the classes (batch, classes), as a
-    collate function that mixes images gives.
+    collate function that mixes images gives; not where a teacher is mimicked.
     """
     for items, index in loader:
         images, y = images_of(items), torch.as_tensor(label_of(items))
@@ -130,4 +143,6 @@ def batches(loader: DataLoader, classes: int, device: Any) -> Iterator[tuple[Ten
                     f"of shape ({len(images)}, {classes}), got {y.dtype} of shape {tuple(y.shape)}"
                 )
             y = y.long()
+        elif mimic > 0:
+            check_unmixed(y)
         yield images.to(device), y.to(device), index.to(device)

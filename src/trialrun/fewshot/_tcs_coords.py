@@ -133,8 +133,9 @@ class TailoredCoordinates(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         count = self.n_components
         if count is None:
             return
-        whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
-        if not whole or not 1 <= count <= most:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise UsageError(f"n_components must be a whole number or None, got {count!r}")
+        if not 1 <= count <= most:
             raise UsageError(
                 f"n_components must be 1 to {most}, as {rows} rows of {features} features span no "
                 f"more axes, got {count!r}: give more images or fewer components"

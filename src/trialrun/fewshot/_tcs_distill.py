@@ -65,6 +65,12 @@ def _check_settings(
         raise UsageError(f"epochs must be a whole number of at least 1, got {epochs!r}")
     if not 0 <= mimic < np.inf:
         raise UsageError(f"mimic must be at least 0 and finite, got {mimic!r}")
+    if n_components is not None and (
+        isinstance(n_components, bool)
+        or not isinstance(n_components, int | np.integer)
+        or n_components < 1
+    ):
+        raise UsageError(f"n_components must be a whole number of at least 1, got {n_components!r}")
     if coords is not None and n_components is not None:
         raise UsageError("n_components goes with coords=None: coordinates given have their axes")
     if coords is not None and not hasattr(coords, "components_"):
@@ -189,7 +195,8 @@ def distill(
         data set is read by number, so that shuffling is no matter: also for the teacher's pass, in
         order, to the last image, collated by torch's `default_collate`. Its settings for workers
         and its generator are kept; samplers other than shuffling or keeping the order are refused.
-        A collate function may mix images and give shares of the classes (batch, classes).
+        A collate function may mix images and give shares of the classes (batch, classes), but not
+        together with ``mimic``. Of several names for the images the first with a tensor counts.
     epochs : int, at least 1
     n_components : int, optional
         Axes of the coordinate system; see `TailoredCoordinates`.
@@ -199,6 +206,9 @@ def distill(
         How axes are taken away; None keeps all.
     mimic : float, at least 0
         Weight of `ELSHLoss`, for a teacher that was trained for the task; the paper's group used 6.
+        Each image of a batch is asked for the teacher's bits of its own number, so that a collate
+        function must keep the order and mix nothing. Labels divided between classes are refused;
+        a function that mixes images and leaves their labels whole cannot be seen.
     hash_std : float, above 0
         Spread of its hyperplanes.
     shots : int, optional
@@ -235,7 +245,8 @@ def distill(
     UsageError
         If there are fewer than two classes or too few images, the teacher or student lacks the
         named layer, more axes are asked for than the features have, tailoring needs more steps than
-        there are, the teacher's features are not finite, or shapes do not fit.
+        there are, the teacher's features are not finite, ``mimic`` is given mixed images, or shapes
+        do not fit.
 
     Examples
     --------
@@ -262,7 +273,7 @@ def distill(
     student.to(device)
     give = features_of(student, student_layer, pool=pool)
     # What the student will see: the teacher's pictures may be of another size.
-    width = width_of(give, student, loader, device, precision)
+    width = width_of(give, student, loader, device, precision, mimic=mimic)
     how: dict[str, Any] = {"layer": layer, "pool": pool, "device": device, "precision": precision}
     features = _teacher_features(teacher, once, len(chosen), cache, **how)
     coords = _coordinates(coords, n_components, features)

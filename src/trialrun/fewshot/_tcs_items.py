@@ -24,7 +24,11 @@ _LOOKED_AT = 32
 
 
 def images_of(batch: Any) -> Tensor:
-    """Return the images of a batch: itself, its first entry, or what it calls its images."""
+    """Return the images of a batch: itself, its first entry, or what it calls its images.
+
+    Of several such names the first that holds a tensor counts: data sets keep the picture or its
+    path beside what was made of it.
+    """
     images = batch
     if isinstance(batch, Mapping):
         names = [name for name in IMAGES if name in batch]
@@ -33,7 +37,7 @@ def images_of(batch: Any) -> Tensor:
                 f"a batch that is a dictionary must hold one of {', '.join(IMAGES)}, got "
                 f"{', '.join(map(str, batch))}"
             )
-        images = batch[names[0]]
+        images = next((batch[n] for n in names if isinstance(batch[n], Tensor)), batch[names[0]])
     elif isinstance(batch, list | tuple) and len(batch):
         images = batch[0]
     if not isinstance(images, Tensor):
@@ -150,6 +154,21 @@ def label_of(item: Any) -> Any:
             f"{', '.join(map(str, item))}"
         )
     return item[names[0]]
+
+
+def check_unmixed(labels: Any) -> None:
+    """Raise if some of a batch's labels are divided between classes.
+
+    Its images are then mixed, as far as can be told, and the teacher's bits are those of single
+    images.
+    """
+    shares = torch.as_tensor(labels)
+    if shares.ndim == 2 and shares.is_floating_point() and bool((shares.amax(1) < 1 - 1e-6).any()):
+        raise UsageError(
+            "mimic needs images as the teacher saw them, got a batch whose labels are divided "
+            "between classes, as of mixed images: give a collate function that neither mixes nor "
+            "smooths, or mimic=0"
+        )
 
 
 def _listed(found: Any) -> list[Any]:

@@ -9,16 +9,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trialrun.fewshot._tcs_head import TCSHead
-from trialrun.fewshot._tcs_items import images_of, undrawn
+from trialrun.fewshot._tcs_items import check_unmixed, images_of, label_of, undrawn
 from trialrun.fewshot._tcs_layers import Features, evaluating, features_of, in_precision, taken
 
 
 def width_of(
-    give: Features, student: nn.Module, loader: DataLoader, device: Any, precision: str
+    give: Features,
+    student: nn.Module,
+    loader: DataLoader,
+    device: Any,
+    precision: str,
+    *,
+    mimic: int | float,
 ) -> int:
     """Return the width of a student's features, and leave random states alone.
 
-    Two items are looked at, as a collate function that mixes images may want an even number.
+    Two items are looked at, as a collate function that mixes images may want an even number. Where
+    a teacher is mimicked they must not be mixed.
     """
     items: Any = loader.dataset
     with (
@@ -26,8 +33,10 @@ def width_of(
         evaluating(student),
         in_precision(precision, device),
     ):
-        images = images_of(loader.collate_fn([items[0], items[1]])).to(device)
-        found = taken(give, images, "student")
+        batch = loader.collate_fn([items[0], items[1]])
+        if mimic > 0:
+            check_unmixed(label_of(batch))
+        found = taken(give, images_of(batch).to(device), "student")
     return int(found.shape[1])
 
 

@@ -69,7 +69,8 @@ def train(student: nn.Module, head: TCSHead, give: Features, course: Course) -> 
         # Read at the end of the epoch: reading at every step would wait for the device.
         told: list[Tensor] = []
         counts: list[int] = []
-        for images, y, index in batches(course.loader, head.n_classes, course.device):
+        numbered = batches(course.loader, head.n_classes, course.device, mimic=course.mimic)
+        for images, y, index in numbered:
             loss = _loss(give, head, course, images, y, index)
             updates.zero_grad(set_to_none=True)
             loss.backward()
