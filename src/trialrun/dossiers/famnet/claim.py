@@ -157,16 +157,16 @@ TRIAL = Trial(
             organs=1, slices=(22, 26), band_step=2, own_sources=1, own_size=48,
         ),
         "quick": FAMBudget(
-            seeds=3, first_seed=80, sources=1, queries=1, warm=20, steps=50, batch=4, channels=32,
+            seeds=3, first_seed=90, sources=1, queries=1, warm=20, steps=50, batch=4, channels=32,
             tokens=100, organs=6, slices=(0, 40), band_step=4, own_sources=4, own_size=96,
         ),
         "full": FAMBudget(
-            seeds=5, first_seed=200, sources=3, queries=2, warm=150, steps=90, batch=4,
+            seeds=5, first_seed=300, sources=3, queries=2, warm=150, steps=90, batch=4,
             channels=32, tokens=100, organs=6, slices=(0, 40), band_step=2,
             own_sources=12, own_size=96,
         ),
         "gpu": FAMBudget(
-            seeds=5, first_seed=300, sources=6, queries=4, warm=1500, steps=1500, batch=8,
+            seeds=5, first_seed=400, sources=6, queries=4, warm=1500, steps=1500, batch=8,
             channels=128, tokens=400, organs=6, slices=(0, 40), band_step=1,
             own_sources=50, own_size=256,
         ),

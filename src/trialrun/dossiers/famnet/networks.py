@@ -122,8 +122,17 @@ class _Unrelated(_Matching):
 
 
 def make_network(ctx: Context, kind: str) -> PrototypeSegmenter:
-    """Return an arm's network on the context's device; equal parts have equal weights."""
-    return _network(ctx, kind).to(ctx.device)
+    """Return an arm's network on the context's device; equal parts have equal weights.
+
+    The biases of matching and fusion start at zero, in every arm. A bottleneck of few tokens has
+    large biases by torch's default, and three in a row drown what comes in: the prototype is then
+    the same for every episode, and training can end before an arm has found out of that.
+    """
+    net = _network(ctx, kind)
+    for name, weights in net.named_parameters():
+        if name.startswith(("FAM.", "MSFM.")) and name.endswith("bias"):
+            torch.nn.init.zeros_(weights)
+    return net.to(ctx.device)
 
 
 def _network(ctx: Context, kind: str) -> PrototypeSegmenter:
