@@ -157,7 +157,7 @@ TRIAL = Trial(
             organs=1, slices=(22, 26), band_step=2, own_sources=1, own_size=48,
         ),
         "quick": FAMBudget(
-            seeds=3, first_seed=90, sources=1, queries=1, warm=20, steps=50, batch=4, channels=32,
+            seeds=3, first_seed=90, sources=1, queries=1, warm=40, steps=60, batch=2, channels=32,
             tokens=100, organs=6, slices=(0, 40), band_step=4, own_sources=4, own_size=96,
         ),
         "full": FAMBudget(
