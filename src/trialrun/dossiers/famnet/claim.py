@@ -132,14 +132,15 @@ def keep(ctx: Context, folder: Path) -> str:
     save_file(net.state_dict(), folder / "famnet.safetensors")
     made = f"FAMNet(SmallEncoder({budget.channels}), {budget.channels}, {budget.tokens})"
     layout = ctx.on.options.get("as", "nifti")
-    layout = "LAYOUT" if "=" in layout else repr(layout)
+    note = "  # LAYOUT: that of the folder read, 'btcv' say" if "=" in layout else ""
+    layout = "LAYOUT" if note else repr(layout)
     read = f"read_folder(FOLDER, {layout}, spacing={own.spacing!r}, size={budget.own_size})"
     return (
         "from safetensors.torch import load_file\n"
         "from trialrun.fewshot.famnet import FAMNet, SmallEncoder, evaluate_volume, read_folder\n"
         f"net = {made}.eval()\n"
         f"net.load_state_dict(load_file({str(folder / 'famnet.safetensors')!r}))\n"
-        f"# one, other, *_ = {read}.volumes\n"
+        f"# one, other, *_ = {read}.volumes{note}\n"
         "# evaluate_volume(net, one.image, one.organ(NAME), other.image).prediction"
     )
 
@@ -157,7 +158,7 @@ TRIAL = Trial(
             organs=1, slices=(22, 26), band_step=2, own_sources=1, own_size=48,
         ),
         "quick": FAMBudget(
-            seeds=3, first_seed=90, sources=1, queries=1, warm=40, steps=60, batch=2, channels=32,
+            seeds=3, first_seed=90, sources=1, queries=1, warm=40, steps=50, batch=2, channels=32,
             tokens=100, organs=6, slices=(0, 40), band_step=4, own_sources=4, own_size=96,
         ),
         "full": FAMBudget(

@@ -126,8 +126,8 @@ def make_network(ctx: Context, kind: str) -> PrototypeSegmenter:
     """Return an arm's network on the context's device; equal parts have equal weights.
 
     Matching and fusion start without biases, and the matching's weights, all before a ReLU, at
-    He's scale, in every arm. A bottleneck of few tokens has large biases by torch's default, and
-    three in a row drown what comes in: the prototype is then the same for every episode, and
+    He's scale, in every arm. Torch's default biases, through
+    three bottlenecks in a row, drown what comes in: the prototype is then the same for every episode, and
     training may end before an arm has found out of that.
     """
     net = _network(ctx, kind)
@@ -136,7 +136,9 @@ def make_network(ctx: Context, kind: str) -> PrototypeSegmenter:
             if name.startswith(("FAM.", "MSFM.")) and name.endswith("bias"):
                 weights.zero_()
             elif name.startswith("FAM."):
-                weights.mul_(math.sqrt(6))  # torch draws up to 1 / sqrt(inputs), He sqrt(6 / inputs)
+                weights.mul_(
+                    math.sqrt(6)
+                )  # torch draws up to 1 / sqrt(inputs), He sqrt(6 / inputs)
     return net.to(ctx.device)
 
 
