@@ -126,9 +126,9 @@ def make_network(ctx: Context, kind: str) -> PrototypeSegmenter:
     """Return an arm's network on the context's device; equal parts have equal weights.
 
     Matching and fusion start without biases, and the matching's weights, all before a ReLU, at
-    He's scale, in every arm. Torch's default biases, through
-    three bottlenecks in a row, drown what comes in: the prototype is then the same for every episode, and
-    training may end before an arm has found out of that.
+    He's scale, in every arm. Torch's default biases, through three bottlenecks in a row, drown what
+    comes in: the prototype is then the same for every episode, and training may end before an arm
+    has found out of that.
     """
     net = _network(ctx, kind)
     with torch.no_grad():
