@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from trialrun.dossiers.famnet.claim import _likeness
+from trialrun.claims.contract import Context
+from trialrun.dossiers.famnet.claim import TRIAL, _likeness
+from trialrun.dossiers.famnet.networks import make_network
 from trialrun.dossiers.famnet.scores import other_organ
 from trialrun.fewshot._famnet_volumes import support_slices
 
@@ -42,3 +44,31 @@ def test_shuffled_tokens_still_hold_the_same_values():
     features, mask = torch.rand(1, 2, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool)
     shuffled = sum(match.tokens(features, mask))
     torch.testing.assert_close(shuffled.sort().values, features.flatten(2).sort().values)
+
+
+@pytest.mark.parametrize("kind", ["famnet", "grid", "drop-mid", "unrelated", "permuted"])
+def test_before_training_every_arm_s_prototype_already_depends_on_the_episode(kind):
+    # By torch's default biases this share is below 1e-4: whole arms then stood still in training.
+    net = make_network(Context(budget=TRIAL.budgets["quick"], seed=3), kind)
+    random = torch.Generator().manual_seed(0)
+    shown = torch.randn(8, 2, 1, 12, 10, generator=random).repeat_interleave(8, 3)
+    images = shown.repeat_interleave(8, 4)
+    mask = torch.zeros(8, 96, 80)
+    for i in range(8):
+        mask[i, 8 * i : 8 * i + 24, 5 * i : 5 * i + 20] = 1
+    with torch.no_grad():
+        prototype = net(images[:, 0], mask, images[:, 1])[1]["prototype"]
+    share = (prototype - prototype.mean(0)).square().sum() / prototype.square().sum()
+    assert share > 0.01
+
+
+def test_the_matching_of_an_arm_starts_without_biases_and_at_he_s_scale():
+    net = make_network(Context(budget=TRIAL.budgets["quick"], seed=3), "famnet")
+    parts = dict(net.named_parameters())
+    added = [name for name in parts if name.startswith(("FAM.", "MSFM."))]
+    assert not any(parts[name].any() for name in added if name.endswith("bias"))
+    weights = parts["FAM.attention_matching.fc_fusion.0.weight"]
+    assert float(weights.detach().std() * (weights.shape[1] / 2) ** 0.5) == pytest.approx(
+        1, rel=0.05
+    )
+    assert parts["threshold.bias"].item() == -10  # the warmed parts are left alone

@@ -536,6 +536,23 @@ def test_a_mask_goes_back_to_the_scan_it_came_from(tmp_path, affine, changes):
     np.testing.assert_array_equal(np.asarray(written.dataobj), marks)
 
 
+def test_a_mask_has_the_units_and_the_transforms_of_its_scan(tmp_path):
+    picture, marks = case(shape=(12, 10, 4))
+    write(tmp_path / "images/a.nii", picture)
+    write(tmp_path / "labels/a.nii", marks.astype(np.uint8))
+    file = nibabel.Nifti1Image(picture, np.diag([2.0, 2.0, 3.0, 1.0]))
+    file.header.set_xyzt_units("mm", "sec")
+    file.set_qform(file.affine, 1)
+    file.set_sform(file.affine, 4)
+    nibabel.save(file, tmp_path / "images/a.nii")
+    label = nibabel.Nifti1Image(marks.astype(np.uint8), file.affine)
+    nibabel.save(label, tmp_path / "labels/a.nii")
+    (volume,) = read_folder(tmp_path).volumes
+    header = nibabel.load(write_nifti(tmp_path / "b.nii", volume.labels, volume)).header
+    assert header.get_xyzt_units() == ("mm", "sec")
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 4)
+
+
 def test_a_mask_of_a_cut_scan_is_empty_where_it_was_cut(tmp_path):
     picture, marks = case(shape=(12, 10, 4))
     write(tmp_path / "images/a.nii", picture)

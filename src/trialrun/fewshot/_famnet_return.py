@@ -27,6 +27,8 @@ def _uncut(mask: NDArray, axis: int, count: int) -> NDArray:
 def write_nifti(path: str | Path, mask: NDArray, volume: Volume) -> Path:
     """Write a mask of a prepared volume as a NIfTI file on the grid of the scan it came from.
 
+    Units and both transforms are the scan's; the rest of its header is not carried over.
+
     Parameters
     ----------
     path : path
@@ -72,5 +74,11 @@ def write_nifti(path: str | Path, mask: NDArray, volume: Volume) -> Path:
     back = nibabel.orientations.ornt_transform(straight, stored)
     out = nibabel.orientations.apply_orientation(out, back)
     target = Path(path)
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(out), file.affine), target)
+    made = nibabel.Nifti1Image(np.ascontiguousarray(out), file.affine)
+    made.header.set_xyzt_units(*file.header.get_xyzt_units())
+    for of, put in ((file.get_qform, made.set_qform), (file.get_sform, made.set_sform)):
+        affine, code = of(coded=True)
+        if code:
+            put(affine, code)
+    nibabel.save(made, target)
     return target

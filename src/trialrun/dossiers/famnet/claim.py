@@ -132,14 +132,15 @@ def keep(ctx: Context, folder: Path) -> str:
     save_file(net.state_dict(), folder / "famnet.safetensors")
     made = f"FAMNet(SmallEncoder({budget.channels}), {budget.channels}, {budget.tokens})"
     layout = ctx.on.options.get("as", "nifti")
-    layout = "LAYOUT" if "=" in layout else repr(layout)
+    note = "  # LAYOUT: that of the folder read, 'btcv' say" if "=" in layout else ""
+    layout = "LAYOUT" if note else repr(layout)
     read = f"read_folder(FOLDER, {layout}, spacing={own.spacing!r}, size={budget.own_size})"
     return (
         "from safetensors.torch import load_file\n"
         "from trialrun.fewshot.famnet import FAMNet, SmallEncoder, evaluate_volume, read_folder\n"
         f"net = {made}.eval()\n"
         f"net.load_state_dict(load_file({str(folder / 'famnet.safetensors')!r}))\n"
-        f"# one, other, *_ = {read}.volumes\n"
+        f"# one, other, *_ = {read}.volumes{note}\n"
         "# evaluate_volume(net, one.image, one.organ(NAME), other.image).prediction"
     )
 
@@ -157,16 +158,16 @@ TRIAL = Trial(
             organs=1, slices=(22, 26), band_step=2, own_sources=1, own_size=48,
         ),
         "quick": FAMBudget(
-            seeds=3, first_seed=80, sources=1, queries=1, warm=20, steps=50, batch=4, channels=32,
+            seeds=3, first_seed=90, sources=1, queries=1, warm=40, steps=50, batch=2, channels=32,
             tokens=100, organs=6, slices=(0, 40), band_step=4, own_sources=4, own_size=96,
         ),
         "full": FAMBudget(
-            seeds=5, first_seed=200, sources=3, queries=2, warm=150, steps=90, batch=4,
+            seeds=5, first_seed=300, sources=3, queries=2, warm=150, steps=90, batch=4,
             channels=32, tokens=100, organs=6, slices=(0, 40), band_step=2,
             own_sources=12, own_size=96,
         ),
         "gpu": FAMBudget(
-            seeds=5, first_seed=300, sources=6, queries=4, warm=1500, steps=1500, batch=8,
+            seeds=5, first_seed=400, sources=6, queries=4, warm=1500, steps=1500, batch=8,
             channels=128, tokens=400, organs=6, slices=(0, 40), band_step=1,
             own_sources=50, own_size=256,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,23 @@ class _Unrelated(_Matching):
 
 
 def make_network(ctx: Context, kind: str) -> PrototypeSegmenter:
-    """Return an arm's network on the context's device; equal parts have equal weights."""
-    return _network(ctx, kind).to(ctx.device)
+    """Return an arm's network on the context's device; equal parts have equal weights.
+
+    Matching and fusion start without biases, and the matching's weights, all before a ReLU, at
+    He's scale, in every arm. Torch's default biases, through three bottlenecks in a row, drown what
+    comes in: the prototype is then the same for every episode, and training may end before an arm
+    has found out of that.
+    """
+    net = _network(ctx, kind)
+    with torch.no_grad():
+        for name, weights in net.named_parameters():
+            if name.startswith(("FAM.", "MSFM.")) and name.endswith("bias"):
+                weights.zero_()
+            elif name.startswith("FAM."):
+                weights.mul_(
+                    math.sqrt(6)
+                )  # torch draws up to 1 / sqrt(inputs), He sqrt(6 / inputs)
+    return net.to(ctx.device)
 
 
 def _network(ctx: Context, kind: str) -> PrototypeSegmenter:
