@@ -97,6 +97,7 @@ def opened(*, once: bool) -> Callable[[], None]:
     features = torch.randn(256, clip.embed_dim)
     training = WordTraining(epochs=20, batch_size=len(features))
     if not once:
+        # The base class reads every sentence whole; mypy minds that a method is replaced.
         clip.reader = MethodType(Clip.reader, clip)  # type: ignore[method-assign]
 
     def run() -> None:
