@@ -111,3 +111,11 @@ def test_a_torn_record_is_reported_and_is_no_failure(trialrun, tmp_path, monkeyp
 def test_the_version_is_told(trialrun):
     code, out, _ = trialrun("--version")
     assert (code, out.strip()) == (0, "0.1.0")
+
+
+def test_help_offers_no_switch_that_undoes_another(trialrun):
+    code, out, _ = trialrun("check", "--help")
+    assert code == 0
+    assert "--claim" in out
+    assert "--no-" not in out
+    assert "--empty-" not in out
