@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg
 
+from trialrun.representation._interplay_products import times
 from trialrun.representation._interplay_search import Operator
 from trialrun.representation._interplay_views import Array, Groups
 
@@ -79,7 +80,7 @@ class Landmarks:
         norm = np.inf
         for _ in range(POWERS):
             x /= np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
-            x = x @ self.gram - (x @ self.rows.T) @ self.rows
+            x = times(x, self.gram) - times(times(x, self.rows, turned=True), self.rows)
             norm = float(np.sqrt(np.einsum("ij,ij->i", x, x)).max())
         return norm <= FAR * weight
 
@@ -87,7 +88,7 @@ class Landmarks:
         left = np.where(self.left > self.floor, self.left, 0.0)
         count = min(count, int((left > 0).sum()))
         some = self._random.choice(len(left), count, replace=False, p=left / left.sum())
-        fresh = self.gram[some] - self.rows[:, some].T @ self.rows
+        fresh = self.gram[some] - times(self.rows[:, some].T, self.rows)
         among = fresh[:, some]
         # Of candidates that are alike one does; what is dropped may be drawn again.
         factor, pivots, rank, _ = linalg.lapack.dpstrf(
@@ -107,7 +108,7 @@ class Reduced:
 
     def __init__(self, operator: Operator, landmarks: Landmarks) -> None:
         self.of, self.rows = operator, landmarks.rows
-        second = self.rows @ self.rows.T
+        second = times(self.rows, self.rows, turned=True)
         resisting = operator.shift * second - _form(self.rows, operator.groups, operator.within)
         resisting.flat[:: len(second) + 1] += operator.weight
         theta, vectors = linalg.eigh(
@@ -121,7 +122,7 @@ class Reduced:
         """Return alpha of the best ``count`` functions and of a few at random."""
         op, n = self.of, self.of.n
         theta = self.theta[: min(count, self.rank)]
-        f = self.vectors[:, : len(theta)].T @ self.rows
+        f = times(self.vectors[:, : len(theta)].T, self.rows)
         alpha = op.t_beta(f) - (op.shift - 1 / theta)[:, None] * f
         # Not in the span of landmarks that happen to share a symmetry.
         extra = np.random.default_rng(0).normal(size=(RANDOM, n))
@@ -138,19 +139,19 @@ class _Correction:
     def __init__(self, reduced: Reduced, count: int) -> None:
         self.of, self.rows = reduced.of, reduced.rows
         self.theta = reduced.theta[count:]
-        self.vectors = reduced.vectors[:, count:].T @ self.rows
+        self.vectors = times(reduced.vectors[:, count:].T, self.rows)
 
     def __call__(self, rho: Array, mu: Array) -> Array:
         """Return alpha of corrections for residuals (functions, views)."""
         away = np.maximum(1 - (self.of.shift - mu[:, None]) * self.theta, APART)
-        inside = ((rho @ self.vectors.T) / away) @ self.vectors
+        inside = times(times(rho, self.vectors, turned=True) / away, self.vectors)
         return rho - mu[:, None] * inside + self.of.t_beta(inside)
 
 
 def _form(rows: Array, groups: Groups, within: Array) -> Array:
     """Return <f, T_beta g> for all pairs of functions given as rows."""
     means = groups.sums_of_rows(rows * np.sqrt(1 - within)) / np.sqrt(groups.counts)
-    out = means @ means.T
+    out = times(means, means, turned=True)
     if within.any():
-        out += (rows * within) @ rows.T
+        out += times(rows * within, rows, turned=True)
     return out

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trialrun.representation._interplay_products import eigh, times
 from trialrun.representation._interplay_views import Array, Groups
 
 SHARE, FLOOR, ROUNDING = 1e-8, 1e-12, 5e-15
@@ -80,7 +81,7 @@ class _Space:
     def add(self, alpha: Array) -> None:
         """Add what functions K alpha bring that is new."""
         for _ in range(TRIES):
-            f = alpha @ self.of.gram
+            f = times(alpha, self.of.gram)
             f, alpha, kept = self._apart(f, alpha)
             # Smooth kernels bury what is new. Dug out, it is multiplied by K afresh: else alpha
             # and f would agree to so many digits fewer.
@@ -90,7 +91,7 @@ class _Space:
         self.f[first:last], self.alpha[first:last] = f, alpha
         self.image[first:last] = self.of.t_beta(f) - self.of.weight * alpha
         self.size = last
-        self.among[first:last, :last] = self.image[first:last] @ self.f[:last].T
+        self.among[first:last, :last] = times(self.image[first:last], self.f[:last], turned=True)
         self.among[:last, first:last] = self.among[first:last, :last].T
 
     def _apart(self, f: Array, alpha: Array) -> tuple[Array, Array, float]:
@@ -105,28 +106,28 @@ class _Space:
                 alpha[some] / whole[some, None],
                 share[some],
             )
-            known = f @ old_f.T
-            f -= known @ old_f
-            alpha -= known @ old_alpha
+            known = times(f, old_f, turned=True)
+            f -= times(known, old_f)
+            alpha -= times(known, old_alpha)
             whole = np.sqrt(np.einsum("ij,ij->i", f, f))
             share *= whole
             whole[share < LOST] = 0.0
         some = whole > 0
         f, alpha = f[some] / whole[some, None], alpha[some] / whole[some, None]
-        w, v = np.linalg.eigh(f @ f.T)
+        w, v = eigh(times(f, f, turned=True))
         turn = (v[:, w > DEPENDENT] / np.sqrt(w[w > DEPENDENT])).T
-        return turn @ f, turn @ alpha, float(share[some].min(initial=1.0))
+        return times(turn, f), times(turn, alpha), float(share[some].min(initial=1.0))
 
     def best(self) -> tuple[Array, Array]:
         """Return the eigenvalues of A in this space, largest first, and the turns as rows."""
-        values, turn = np.linalg.eigh(self.among[: self.size, : self.size])
+        values, turn = eigh(self.among[: self.size, : self.size])
         return values[::-1], np.ascontiguousarray(turn[:, ::-1].T)
 
     def narrow(self, values: Array, turn: Array) -> None:
         """Keep only what ``turn`` says of the space."""
         old, self.size = self.size, len(turn)
         for part in (self.f, self.alpha, self.image):
-            part[: self.size] = turn @ part[:old]
+            part[: self.size] = times(turn, part[:old])
         self.among[: self.size, : self.size] = np.diag(values)
 
 
@@ -154,13 +155,13 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
             return None
         values, turn = space.best()
         mu, top = values[:wanted], turn[:wanted]
-        f, image = top @ space.f[: space.size], top @ space.image[: space.size]
+        f, image = times(top, space.f[: space.size]), times(top, space.image[: space.size])
         rho = image - mu[:, None] * f
         size = np.sqrt(np.einsum("ij,ij->i", rho, rho))
         enough = operator.enough(mu[k - 1])
         worst.append(float(size[:k].max() / enough))
         if worst[-1] <= 1 and (size[k:] <= 1e4 * enough).all():
-            return _certified(operator, top[:k] @ space.alpha[: space.size])
+            return _certified(operator, times(top[:k], space.alpha[: space.size]))
         if len(worst) > PATIENCE and not worst[-1] < worst[-1 - PATIENCE] / 3:
             return None
         if space.size > keep + more:
@@ -175,9 +176,9 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
 
 def _certified(operator: Operator, alpha: Array) -> Pairs | None:
     """Return the functions K alpha if, computed afresh, they are still eigenfunctions."""
-    f = alpha @ operator.gram
+    f = times(alpha, operator.gram)
     image = operator.t_beta(f) - operator.weight * alpha
-    among, second = f @ image.T, f @ f.T
+    among, second = times(f, image, turned=True), times(f, f, turned=True)
     mu = np.diag(among) / np.diag(second)
     rho = image - mu[:, None] * f
     worst = np.sqrt(np.einsum("ij,ij->i", rho, rho)).max()
