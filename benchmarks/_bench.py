@@ -21,8 +21,9 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 Row = dict[str, Any]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any], rest: float) -> float:
     gc.collect()
+    time.sleep(rest)
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -44,6 +45,7 @@ def compare(
     at_most: float | None = None,
     at_least: float | None = None,
     faster: bool = False,
+    rest: float = 0.0,
 ) -> Row:
     """Time two calls in turn and return a row with the ratio of their times.
 
@@ -59,11 +61,14 @@ def compare(
         Targets for the ratio.
     faster : bool
         Quote other / ours ("times faster") in place of ours / other ("times the time").
+    rest : float
+        Seconds before every run in which threads of the run before, which wait for more work in a
+        busy loop, can go to sleep: they are no part of either's time.
     """
     for _ in range(warmup):
         ours()
         other()
-    pairs = [(_seconds(ours), _seconds(other)) for _ in range(repeats)]
+    pairs = [(_seconds(ours, rest), _seconds(other, rest)) for _ in range(repeats)]
     ratios = sorted((b / a) if faster else (a / b) for a, b in pairs)
     edge = len(ratios) // 10
     ratio = statistics.median(ratios)

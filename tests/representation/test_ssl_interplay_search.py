@@ -118,6 +118,24 @@ def test_a_kernel_of_low_rank_has_no_more_components_than_that():
     assert np.isneginf(found.eigenvalues_[3:]).all()
 
 
+@pytest.mark.parametrize("reg", [1e-6, 1e-4, 1e-1])
+@pytest.mark.parametrize("rank", ["exact", "numerical"])
+@pytest.mark.parametrize("pairs", ["all", "distinct"])
+def test_a_kernel_of_low_rank_needs_neither_search_nor_factor(rank, reg, pairs, monkeypatch):
+    for name in ("search", "Factor"):
+        monkeypatch.setattr(_interplay_solvers, name, None)
+    rows, groups = world(1 if rank == "numerical" else 2, 4)
+    gram = rbf_kernel(rows, gamma=1.0) if rank == "numerical" else (rows @ rows.T + 1) ** 2
+    fast, slow = both(gram, groups, reg, 4, pairs=pairs)
+    check(gram, fast, slow)
+    if rank == "exact":  # 6 monomials
+        problem = ExactProblem(gram, Groups(groups, pairs), beta=1.0, tol=1e-8)
+        found = problem.solve(reg, 9)
+        np.testing.assert_allclose(found.eigenvalues[:4], slow.eigenvalues, rtol=1e-10)
+        assert np.isfinite(found.eigenvalues[:6]).all()
+        assert np.isneginf(found.eigenvalues[6:]).all()
+
+
 def test_new_rows_are_mapped_as_the_dense_solution_maps_them(monkeypatch):
     rows, groups = world(5, 4)
     new = rng(1, "new").normal(size=(7, 5))

@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg
 
-from trialrun.representation._interplay_products import times
-from trialrun.representation._interplay_search import Operator
+from trialrun.representation._interplay_products import eigh, times
+from trialrun.representation._interplay_search import Operator, Pairs, certified
 from trialrun.representation._interplay_views import Array, Groups
 
 BLOCK = 48
@@ -22,6 +22,8 @@ SHARE, MOST = 4, 600
 """At most one landmark in four views, and 600."""
 LESS, FAST = 8, 0.5
 """One in eight unless a block of landmarks halves what is missing."""
+STEEP = 0.1
+"""What a block leaves where K falls so fast that the whole of it is soon there."""
 NEAR, FAR = 0.5, 8.0
 """Norm of what is missing in units of reg N: enough, and the most that corrections can bear."""
 HOPELESS, POWERS = 3000.0, 3
@@ -62,14 +64,14 @@ class Landmarks:
     def grow(self, weight: float) -> None:
         """Add landmarks until little is missing in units of ``weight``, or too slowly gets less."""
         fewer = max(self.most * SHARE // LESS, 2 * BLOCK)
+        fell = 1.0
         while self.size < self.most and not self.whole:
             before = self.missing
-            if before <= NEAR * weight:
+            if before <= NEAR * weight and fell > STEEP:
                 return
             self._add(min(BLOCK, self.most - self.size))
-            if self.missing > FAST * before and (
-                self.size >= fewer or self.missing > HOPELESS * weight
-            ):
+            fell = self.missing / before
+            if fell > FAST and (self.size >= fewer or self.missing > HOPELESS * weight):
                 return
 
     def near(self, weight: float) -> bool:
@@ -77,12 +79,13 @@ class Landmarks:
         if self.missing <= FAR * weight:
             return True
         x = self._random.normal(size=(2, len(self.gram)))
-        norm = np.inf
         for _ in range(POWERS):
             x /= np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
             x = times(x, self.gram) - times(times(x, self.rows, turned=True), self.rows)
             norm = float(np.sqrt(np.einsum("ij,ij->i", x, x)).max())
-        return norm <= FAR * weight
+            if norm > FAR * weight:
+                return False
+        return True
 
     def _add(self, count: int) -> None:
         left = np.where(self.left > self.floor, self.left, 0.0)
@@ -101,6 +104,28 @@ class Landmarks:
         self.left -= np.einsum("ij,ij->j", fresh, fresh)
         self.left[some[order]] = 0.0
         np.maximum(self.left, 0.0, out=self.left)
+
+
+def solved_whole(operator: Operator, rows: Array, k: int) -> Pairs | None:
+    """Return the top functions, at most k, of a K that landmarks have whole, or None as search.
+
+    In the basis V of K = V S V^T nothing but S is small or large:
+
+        (c - A)^-1 = V S^1/2 [reg N + S^1/2 (c - V^T T_beta V) S^1/2]^-1 S^1/2 V^T.
+    """
+    q, lower = linalg.qr(rows.T, mode="economic", check_finite=False)
+    turn, root, _ = linalg.svd(lower, check_finite=False)
+    some = root > np.sqrt(ROUNDING) * root[0]
+    v, root = times(turn[:, some].T, q.T), root[some]
+    system = operator.shift * np.eye(len(v)) - times(v, operator.t_beta(v), turned=True)
+    system = root[:, None] * (system + system.T) / 2 * root
+    system.flat[:: len(v) + 1] += operator.weight
+    factor = linalg.cho_factor(system, lower=True, check_finite=False)
+    inverse = root[:, None] * linalg.cho_solve(factor, np.diag(root), check_finite=False)
+    theta, c = eigh((inverse + inverse.T) / 2)
+    theta, c = theta[::-1][:k], c[:, ::-1][:, :k]
+    alpha = linalg.cho_solve(factor, root[:, None] * c, check_finite=False) / root[:, None]
+    return certified(operator, times((alpha / theta).T, v), k, span=v)
 
 
 class Reduced:
@@ -124,7 +149,7 @@ class Reduced:
         theta = self.theta[: min(count, self.rank)]
         f = times(self.vectors[:, : len(theta)].T, self.rows)
         alpha = op.t_beta(f) - (op.shift - 1 / theta)[:, None] * f
-        # Not in the span of landmarks that happen to share a symmetry.
+        # Not in the span of landmarks that happen to share a symmetry, but in the range of K.
         extra = np.random.default_rng(0).normal(size=(RANDOM, n))
         return np.vstack([alpha, extra])
 
@@ -145,7 +170,7 @@ class _Correction:
         """Return alpha of corrections for residuals (functions, views)."""
         away = np.maximum(1 - (self.of.shift - mu[:, None]) * self.theta, APART)
         inside = times(times(rho, self.vectors, turned=True) / away, self.vectors)
-        return rho - mu[:, None] * inside + self.of.t_beta(inside)
+        return (rho - mu[:, None] * inside + self.of.t_beta(inside)) / self.of.weight
 
 
 def _form(rows: Array, groups: Groups, within: Array) -> Array:

@@ -23,13 +23,19 @@ from trialrun.representation._interplay_views import Array, Groups
 
 SHARE, FLOOR, ROUNDING = 1e-8, 1e-12, 5e-15
 """Accepted residual: relative, absolute, and relative times K's scale over reg."""
-GUARDS = 2
-"""Functions behind the k-th that are corrected too, lest one of them belongs before it."""
-STEPS, PATIENCE, ROOM = 60, 12, 100
-"""Most steps, steps in which the residual must fall to a third, functions before a restart."""
+STEADY = 60.0
+"""How far above 1 the search inverts, in units of reg over K's scale."""
+GUARDS, GUARDED = 2, 1e4
+"""Functions behind the k-th that are corrected too, lest one of them belongs before it, and the
+residual, in units of what is accepted, that they may keep."""
+STEPS, ROOM = 60, 100
+"""Most steps, functions before a restart."""
 TRIES, BURIED, LOST, DEPENDENT = 2, 1e-3, 1e-6, 1e-5
 """Products per addition, and the new share of a function that calls for the second, that is too
 little to be kept, and that two additions must not have in common."""
+STUCK, SLACK = 1e2, 3.0
+"""Residuals, in units of what is accepted: from which one that stands still is looked into, and
+what may come of one when it is measured again."""
 
 
 class Pairs(NamedTuple):
@@ -48,8 +54,11 @@ class Operator:
         self.scale = float(gram.trace()) / self.n
         self.within = 1 - beta + beta * groups.within
         """Eigenvalue of T_beta, per view, on functions of mean 0 within the input."""
-        self.shift = 1 + min(reg / self.scale, 0.1)
-        """Just above 1, and so above every mu; the nearer, the better mu near 1 are told apart."""
+        self.nearest = 1 + min(reg / self.scale, 0.1)
+        """Above every mu by no more than the kernel's scale asks for."""
+        self.shift = 1 + min(STEADY * reg / self.scale, 0.1)
+        """Somewhat farther above: the nearer, the better mu near 1 are told apart, and the more
+        digits (shift - A)^-1 costs."""
 
     def t_beta(self, f: Array) -> Array:
         """Return T_beta f for rows f."""
@@ -67,7 +76,7 @@ class Operator:
     def enough(self, mu: float) -> float:
         """Return the residual that is accepted at a k-th eigenvalue ``mu``."""
         share = max(SHARE, ROUNDING * self.scale * self.n / self.weight)
-        return max(share * (self.shift - mu), FLOOR)
+        return max(share * (self.nearest - mu), FLOOR)
 
 
 class _Space:
@@ -87,36 +96,33 @@ class _Space:
             # and f would agree to so many digits fewer.
             if kept > BURIED:
                 break
+        image = self.of.t_beta(f) - self.of.weight * alpha
         first, last = self.size, self.size + len(f)
-        self.f[first:last], self.alpha[first:last] = f, alpha
-        self.image[first:last] = self.of.t_beta(f) - self.of.weight * alpha
+        self.f[first:last], self.alpha[first:last], self.image[first:last] = f, alpha, image
         self.size = last
-        self.among[first:last, :last] = times(self.image[first:last], self.f[:last], turned=True)
+        self.among[first:last, :last] = times(image, self.f[:last], turned=True)
         self.among[:last, first:last] = self.among[first:last, :last].T
 
     def _apart(self, f: Array, alpha: Array) -> tuple[Array, Array, float]:
         """Return the new part of functions f = K alpha, orthonormal, and the least share kept."""
         old_f, old_alpha = self.f[: self.size], self.alpha[: self.size]
-        whole = np.sqrt(np.einsum("ij,ij->i", f, f))
-        share = np.ones(len(f))
-        for _ in range(2):
-            some = whole > 0
-            f, alpha, share = (
-                f[some] / whole[some, None],
-                alpha[some] / whole[some, None],
-                share[some],
-            )
-            known = times(f, old_f, turned=True)
-            f -= times(known, old_f)
-            alpha -= times(known, old_alpha)
-            whole = np.sqrt(np.einsum("ij,ij->i", f, f))
-            share *= whole
-            whole[share < LOST] = 0.0
+        whole = _norms(f)
         some = whole > 0
-        f, alpha = f[some] / whole[some, None], alpha[some] / whole[some, None]
+        f, alpha, whole = f[some], alpha[some], whole[some]
+        f /= whole[:, None]
+        alpha /= whole[:, None]
+        known = np.zeros((len(f), self.size))
+        for _ in range(2):
+            more = times(f, old_f, turned=True)
+            f -= times(more, old_f)
+            known += more
+        share = _norms(f)
+        some = share > LOST
+        f, share = f[some] / share[some, None], share[some]
+        alpha = (alpha[some] - times(known[some], old_alpha)) / share[:, None]
         w, v = eigh(times(f, f, turned=True))
         turn = (v[:, w > DEPENDENT] / np.sqrt(w[w > DEPENDENT])).T
-        return times(turn, f), times(turn, alpha), float(share[some].min(initial=1.0))
+        return times(turn, f), times(turn, alpha), float(share.min(initial=1.0))
 
     def best(self) -> tuple[Array, Array]:
         """Return the eigenvalues of A in this space, largest first, and the turns as rows."""
@@ -131,11 +137,17 @@ class _Space:
         self.among[: self.size, : self.size] = np.diag(values)
 
 
+def _norms(rows: Array) -> Array:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+
+
 Correct = Callable[[Array, Array], Array]
 """From residuals (functions, views) and their mu to the alpha of corrections."""
 
 
-def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs | None:
+def search(
+    operator: Operator, start: Array, k: int, correct: Correct, *, patience: int = 12
+) -> Pairs | None:
     """Return the top k functions, or None where they are not found to the accuracy stated.
 
     Parameters
@@ -144,12 +156,15 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
         alpha of functions to start from, more than k.
     correct : callable
         Approximately (mu - A)^-1, from (functions, views) to the alpha of functions.
+    patience : int
+        Steps in which the residual must fall to a third.
     """
     wanted = k + GUARDS
     keep, more = max(len(start), wanted) + k, max(3 * wanted, ROOM)
     space = _Space(operator, keep + more + wanted)
     space.add(start)
     worst: list[float] = []
+    nearest: Array | None = None
     for _ in range(STEPS):
         if space.size < k:
             return None
@@ -157,12 +172,24 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
         mu, top = values[:wanted], turn[:wanted]
         f, image = times(top, space.f[: space.size]), times(top, space.image[: space.size])
         rho = image - mu[:, None] * f
-        size = np.sqrt(np.einsum("ij,ij->i", rho, rho))
+        size = _norms(rho)
         enough = operator.enough(mu[k - 1])
+        least = min(worst, default=np.inf)
         worst.append(float(size[:k].max() / enough))
-        if worst[-1] <= 1 and (size[k:] <= 1e4 * enough).all():
-            return _certified(operator, times(top[:k], space.alpha[: space.size]))
-        if len(worst) > PATIENCE and not worst[-1] < worst[-1 - PATIENCE] / 3:
+        if (size[k:] <= GUARDED * enough).all() and worst[-1] <= STUCK:
+            alpha = times(top[:k], space.alpha[: space.size])
+            if worst[-1] <= 1:
+                return certified(operator, alpha, k)
+            if worst[-1] < least:
+                nearest = alpha
+            if worst[-1] > least / 2 and nearest is not None:
+                # What is left may be in alpha, in directions that K all but deletes.
+                tries = [nearest] if least <= SLACK else []
+                for told in [*tries, alpha + correct(rho[:k], mu[:k])]:
+                    found = certified(operator, told, k)
+                    if found is not None:
+                        return found
+        if len(worst) > patience and not worst[-1] < worst[-1 - patience] / 3:
             return None
         if space.size > keep + more:
             space.narrow(values[:keep], turn[:keep])
@@ -174,15 +201,19 @@ def search(operator: Operator, start: Array, k: int, correct: Correct) -> Pairs 
     return None
 
 
-def _certified(operator: Operator, alpha: Array) -> Pairs | None:
-    """Return the functions K alpha if, computed afresh, they are still eigenfunctions."""
+def certified(operator: Operator, alpha: Array, k: int, span: Array | None = None) -> Pairs | None:
+    """Return the first k functions K alpha if, computed afresh, all are still eigenfunctions.
+
+    Where ``span``, orthonormal rows, is all that K leaves, residuals count within it.
+    """
     f = times(alpha, operator.gram)
     image = operator.t_beta(f) - operator.weight * alpha
     among, second = times(f, image, turned=True), times(f, f, turned=True)
     mu = np.diag(among) / np.diag(second)
     rho = image - mu[:, None] * f
-    worst = np.sqrt(np.einsum("ij,ij->i", rho, rho)).max()
+    size = _norms(rho if span is None else times(rho, span, turned=True))
+    enough = operator.enough(mu[:k].min())
     straight = np.abs(second - np.eye(len(f))).max() <= SHARE
-    if worst > 3 * operator.enough(mu.min()) or not straight:
+    if not straight or (size > enough * np.where(np.arange(len(f)) < k, SLACK, GUARDED)).any():
         return None
-    return Pairs(f, alpha)
+    return Pairs(f[:k], alpha[:k])

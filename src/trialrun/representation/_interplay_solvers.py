@@ -15,8 +15,8 @@ nothing, and the one Cholesky factor is of a matrix whose eigenvalues are at lea
 directions of K come out as 1/(c - mu) = 0. Only where reg is too small for that (below ``TINY``
 of K's own scale) the range is cut at ``tol``.
 
-A few components of many views are searched for (``_interplay_search``) before that operator is
-formed whole.
+A few components of many views are searched for (``_interplay_search``), or solved in the range of
+a K of low rank (``_interplay_landmarks``), before that operator is formed whole.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from scipy import linalg
 from trialrun.core.errors import UsageError
 from trialrun.representation._interplay_checks import floor
 from trialrun.representation._interplay_factor import Factor
-from trialrun.representation._interplay_landmarks import Landmarks, Reduced
-from trialrun.representation._interplay_search import Operator, Pairs, search
+from trialrun.representation._interplay_landmarks import Landmarks, Reduced, solved_whole
+from trialrun.representation._interplay_search import GUARDS, Operator, Pairs, search
 from trialrun.representation._interplay_views import Array, Groups
 
 ABOVE = 1.1
 """c: just above 1, so that eigenvalues mu near 1 are far apart in 1/(c - mu)."""
 TINY = 1e-8
 SMALL = 300
+PATIENCE = 4
+"""Steps in which landmarks must bring a residual to a third, or a factor takes over."""
 WIDE, WIDER = 4, 18
 """Functions that the search starts from: so many times those wanted, or so many more if less."""
 
@@ -105,15 +107,19 @@ class ExactProblem:
         """Return the top functions by products with K, if they are found to full accuracy."""
         operator, landmarks = Operator(self.gram, self.groups, self.beta, reg), self._landmarks
         landmarks.grow(operator.weight)
-        reduced = Reduced(operator, landmarks)
-        if landmarks.whole:
-            k = min(k, reduced.rank)
         count = min(WIDE * k, k + WIDER)
-        start = reduced.start(count)
-        found = None
-        if landmarks.near(operator.weight):
-            found = search(operator, start, k, reduced.corrections(count))
-        return found or search(operator, start, k, Factor(operator))
+        if landmarks.whole:
+            found = solved_whole(operator, landmarks.rows, k)
+            if found is not None:
+                return found
+        elif landmarks.near(operator.weight):
+            reduced = Reduced(operator, landmarks)
+            start, corrections = reduced.start(count), reduced.corrections(count)
+            found = search(operator, start, k, corrections, patience=PATIENCE)
+            if found is not None:
+                return found
+        factor = Factor(operator)
+        return search(operator, factor.start(k + GUARDS, count), k, factor)
 
     def _t_beta(self, f: Array) -> Array:
         return (1 - self.beta) * f + self.beta * self.groups.apply(f)
