@@ -578,7 +578,7 @@ def test_images_without_labels_are_read_alike(tmp_path):
     np.testing.assert_array_equal(labelled.organ(1), labelled.organ("1"))
     with pytest.raises(UsageError, match="has no organ '1': there are none"):
         bare.organ(1)
-    with pytest.raises(UsageError, match="must hold images as"):
+    with pytest.raises(UsageError, match=r"must hold images, named like image_01\.nii\.gz, got"):
         read_folder(tmp_path / "labels", "chaos", labels=False)
 
 
@@ -653,3 +653,17 @@ def test_a_batch_holds_the_episodes_that_its_numbers_draw():
     # Of each pair one slice at most is bent: the other keeps its mask whole.
     whole = (three.support_mask.flatten(1).all(1), three.query_mask.flatten(1).all(1))
     assert bool((whole[0] | whole[1]).all())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_folder_that_holds_none_is_told_what_files_are_called(name, tmp_path):
+    layout = LAYOUTS[name]
+    image, label = layout.example
+    for example, pattern in ((image, layout.image), (label, layout.label)):
+        assert re.match(pattern, example.rpartition("/")[2])
+    pairs = [re.match(layout.image, image.rpartition("/")[2])["case"]]
+    assert pairs == [re.match(layout.label, label.rpartition("/")[2])["case"]]
+    with pytest.raises(UsageError, match=f"named like {re.escape(image)} and {re.escape(label)}"):
+        read_folder(tmp_path, name)
+    with pytest.raises(UsageError, match=re.escape(r"named like (?P<case>x) and")):
+        read_folder(tmp_path, name, image="(?P<case>x)")

@@ -172,6 +172,8 @@ def chosen_layout(layout: str | Layout, **changes: Any) -> Layout:
     for name in changes:
         if name not in settings:
             raise UsageError(f"a layout has no setting {name!r}: it has {', '.join(settings)}")
+    if changes.keys() & {"image", "label", "folders"}:
+        changes.setdefault("example", None)
     try:
         return replace(layout, **changes)
     except ValueError as error:
@@ -275,9 +277,10 @@ def read_folder(
     cases, skipped = _read_cases(images, marks if labels else None, layout)
     if not cases:
         first = next((f": {name}: {why}" for name, why in skipped.items()), "")
-        wanted = f"images with labels as {layout.image} and {layout.label}"
+        image, label = layout.example or (layout.image, layout.label)
+        wanted = f"images with labels, named like {image} and {label}"
         raise UsageError(
-            f"{folder} must hold {wanted if labels else f'images as {layout.image}'}, got "
+            f"{folder} must hold {wanted if labels else f'images, named like {image}'}, got "
             f"{len(images)} images and {len(marks)} labels, none readable{first}"
         )
     values = np.unique(np.concatenate([np.unique(one.labels) for one in cases.values()]))

@@ -34,6 +34,8 @@ class Layout:
         ``axial`` turns a volume to the nearest axial order. ``stored`` keeps the slices as they
         lie in the file, along its third axis: for stacks cut obliquely, such as hearts in short
         axis, whose nearest axial order would run through the slices.
+    example : pair of str or None
+        An image and a label that the patterns fit, to name when none is found.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class Layout:
     size: int | None = 256
     folders: tuple[str, str] = ("", "")
     plane: str = "axial"
+    example: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         for name, pattern in (("image", self.image), ("label", self.label)):
@@ -91,6 +94,7 @@ LAYOUTS = {
             "left kidney": (3, 189),
             "spleen": (4, 252),
         },
+        example=("image_01.nii.gz", "label_01.nii.gz"),
     ),
     "btcv": Layout(
         image=r"(img|image_?)(?P<case>\d+)" + _NII,
@@ -98,12 +102,14 @@ LAYOUTS = {
         organs={"spleen": (1,), "right kidney": (2,), "left kidney": (3,), "liver": (6,)},
         window=(-125.0, 275.0),
         top_percent=0.0,
+        example=("img0001.nii.gz", "label0001.nii.gz"),
     ),
     "ms-cmrseg": Layout(
         image=r"(?P<case>patient\d+_(LGE|C0|T2))" + _NII,
         label=r"(?P<case>patient\d+_(LGE|C0|T2))_(manual|gd)" + _NII,
         organs={"myocardium": (200,), "left ventricle": (500,), "right ventricle": (600,)},
         plane="stored",
+        example=("patient1_LGE.nii.gz", "patient1_LGE_manual.nii.gz"),
     ),
     "nifti": Layout(
         image=r"(?P<case>.+?)" + _NII,
@@ -111,6 +117,7 @@ LAYOUTS = {
         folders=("images", "labels"),
         spacing=None,
         size=None,
+        example=("images/case.nii.gz", "labels/case.nii.gz"),
     ),
 }
 """CHAOS and BTCV/Synapse after conversion to NIfTI, MS-CMRSeg 2019, and ``images/`` + ``labels/``

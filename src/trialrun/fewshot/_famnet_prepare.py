@@ -36,7 +36,8 @@ def nearest(values: NDArray, axis: int, count: int) -> NDArray:
     return values.take(np.floor(at).astype(int).clip(0, size - 1), axis=axis)
 
 
-def _centred(values: NDArray, axis: int, size: int, fill: int | float) -> NDArray:
+def centred(values: NDArray, axis: int, size: int, fill: int | float = 0) -> NDArray:
+    """Cut or pad one axis about its middle to ``size``."""
     have = values.shape[axis]
     if have >= size:
         first = (have - size) // 2
@@ -97,8 +98,8 @@ def prepare_volume(
             labels = nearest(labels, axis, count)
             out[axis] = layout.spacing
         if layout.size is not None:
-            values = _centred(values, axis, layout.size, float(values.min()))
-            labels = _centred(labels, axis, layout.size, 0)
+            values = centred(values, axis, layout.size, float(values.min()))
+            labels = centred(labels, axis, layout.size)
     spread = values.std()
     if not spread > 0:
         raise ValueError("image must vary, got one value everywhere")

@@ -9,19 +9,7 @@ from numpy.typing import NDArray
 
 from trialrun.core.extras import need
 from trialrun.fewshot._famnet_folders import Volume
-from trialrun.fewshot._famnet_prepare import nearest
-
-
-def _uncut(mask: NDArray, axis: int, count: int) -> NDArray:
-    """Undo cutting or padding about the middle: ``count`` pixels, 0 where nothing is known."""
-    have = mask.shape[axis]
-    if have >= count:
-        first = (have - count) // 2
-        return mask.take(np.arange(first, first + count), axis=axis)
-    before = (count - have) // 2
-    padding = [(0, 0)] * mask.ndim
-    padding[axis] = (before, count - have - before)
-    return np.pad(mask, padding)
+from trialrun.fewshot._famnet_prepare import centred, nearest
 
 
 def write_nifti(path: str | Path, mask: NDArray, volume: Volume) -> Path:
@@ -69,7 +57,7 @@ def write_nifti(path: str | Path, mask: NDArray, volume: Volume) -> Path:
     for axis, world in ((1, 1), (2, 0)):
         own = int(np.flatnonzero(stored[:, 0] == world)[0])
         count = max(1, round(shape[own] * float(zooms[own]) / volume.spacing[axis]))
-        out = nearest(_uncut(out, axis, count), axis, shape[own])
+        out = nearest(centred(out, axis, count), axis, shape[own])
     out = (out[:, ::-1] if turned else out).transpose(2, 1, 0)
     back = nibabel.orientations.ornt_transform(straight, stored)
     out = nibabel.orientations.apply_orientation(out, back)

@@ -7,11 +7,10 @@ depth, without the truth.
 
 from __future__ import annotations
 
+from trialrun.blocks.modes import evaluating
 from trialrun.fewshot import _famnet_stack  # noqa: F401
 
 # isort: split
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,19 +76,6 @@ def dice_score(prediction: NDArray, truth: NDArray, *, empty: int | float = floa
     return 2 * int((a & b).sum()) / total if total else float(empty)
 
 
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put ``model`` in eval mode, without gradients, and every part back as it was."""
-    before = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in before:
-            part.training = training
-
-
 def encode_volume(
     model: PrototypeSegmenter, volume: NDArray | Tensor | EncodedVolume, *, batch: int = 16
 ) -> EncodedVolume:
@@ -125,7 +111,7 @@ def encode_volume(
     images = given.to(weight.dtype)[:, None]
     if not bool(torch.isfinite(images).all()):
         raise ValueError("volume must be finite, got NaN or infinity")
-    with _evaluating(model):
+    with evaluating(model), torch.no_grad():
         made = [model.encode(part.to(weight.device)) for part in images.split(batch)]
     features, thresholds = (torch.cat(part) for part in zip(*made))
     slices, _, rows, columns = images.shape
@@ -247,7 +233,7 @@ def evaluate_volume(
     for at in range(0, len(slices), batch):
         part = slice(at, at + batch)
         z, s = (torch.as_tensor(where[part]).to(weight.device) for where in (slices, partners))
-        with _evaluating(model):
+        with evaluating(model), torch.no_grad():
             pred, _ = model.segment(
                 support.features[s], marks[s], query.features[z], query.thresholds[z]
             )

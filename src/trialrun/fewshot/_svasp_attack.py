@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trialrun.blocks.modes import evaluating
 from trialrun.core.errors import UsageError
 from trialrun.core.seeds import split
 from trialrun.core.shapes import check_range
@@ -35,7 +36,6 @@ from trialrun.fewshot._svasp_style import (
     Moments,
     Style,
     at_least_single,
-    evaluating,
     run_changed,
     style_of,
     swaps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from trialrun.blocks.modes import evaluating
 from trialrun.fewshot import _svasp_stack  # noqa: F401
 
 # isort: split
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from trialrun.core.errors import UsageError
 from trialrun.core.shapes import check_axes, check_range
 from trialrun.fewshot._svasp_sampler import check_labels
-from trialrun.fewshot._svasp_style import at_least_single, evaluating
+from trialrun.fewshot._svasp_style import at_least_single
 
 
 @runtime_checkable

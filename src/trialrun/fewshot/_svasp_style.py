@@ -266,16 +266,3 @@ def forward_with_styles(
     draws = torch.rand(len(styles), generator=generator).tolist()
     chosen = [style for style, draw in zip(styles, draws) if draw < p_apply]
     return run_changed(backbone, x, swaps(chosen))
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in eval mode, and every part of them back into its own mode afterwards."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

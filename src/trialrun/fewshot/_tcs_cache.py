@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trialrun.blocks.modes import evaluating
 from trialrun.core.errors import UsageError
 from trialrun.fewshot._tcs_file import header, is_whole, read_features
 from trialrun.fewshot._tcs_items import images_of
 from trialrun.fewshot._tcs_layers import (
     Features,
-    evaluating,
     features_of,
     in_precision,
     lent,
@@ -129,7 +129,7 @@ def pass_features(
     Settings and errors are those of `cache_features`.
     """
     run = _Pass.of(teacher, layer, pool, device, precision)
-    with evaluating(teacher), lent(teacher, device):
+    with evaluating(teacher), torch.no_grad(), lent(teacher, device):
         rows = [run(batch) for batch in batches]
     if not rows:
         raise UsageError("the teacher needs at least one batch of images, got none")
@@ -187,7 +187,7 @@ def cache_features(
     """
     run, folder = _Pass.of(teacher, layer, pool, device, precision), Path(folder)
     name = f"features-{_teacher_digest(teacher, layer, pool, count, precision)}"
-    with evaluating(teacher), lent(teacher, device):
+    with evaluating(teacher), torch.no_grad(), lent(teacher, device):
         return _kept(run, batches, folder, name) or _written(run, batches, folder, name, count)
 
 

@@ -118,19 +118,6 @@ def features_of(model: nn.Module, layer: str | None = None, *, pool: str = "mean
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model and its parts in eval mode, and leave every part as it was."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-@contextmanager
 def lent(model: nn.Module, device: str | torch.device) -> Iterator[None]:
     """Move a model to a device and back: memory there is the student's once the pass is over.
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from trialrun.blocks.modes import evaluating
 from trialrun.fewshot._tcs_head import TCSHead
 from trialrun.fewshot._tcs_items import check_unmixed, images_of, label_of, undrawn
-from trialrun.fewshot._tcs_layers import Features, evaluating, features_of, in_precision, taken
+from trialrun.fewshot._tcs_layers import Features, features_of, in_precision, taken
 
 
 def width_of(
@@ -31,6 +32,7 @@ def width_of(
     with (
         undrawn(),
         evaluating(student),
+        torch.no_grad(),
         in_precision(precision, device),
     ):
         batch = loader.collate_fn([items[0], items[1]])

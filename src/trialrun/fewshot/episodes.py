@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
+from trialrun.blocks.modes import evaluating
 from trialrun.fewshot import _svasp_stack  # noqa: F401
 
 # isort: split
@@ -30,7 +31,6 @@ from trialrun.fewshot._svasp_features import (
 from trialrun.fewshot._svasp_heads import ProtoNetHead
 from trialrun.fewshot._svasp_nearest import nearest_rows
 from trialrun.fewshot._svasp_sampler import Episodes, EpisodeSampler
-from trialrun.fewshot._svasp_style import evaluating
 
 __all__ = [
     "EpisodeSampler",

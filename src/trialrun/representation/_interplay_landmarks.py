@@ -22,7 +22,7 @@ SHARE, MOST = 4, 600
 """At most one landmark in four views, and 600."""
 LESS, FAST = 8, 0.5
 """One in eight unless a block of landmarks halves what is missing."""
-STEEP = 0.1
+STEEP = 0.03
 """What a block leaves where K falls so fast that the whole of it is soon there."""
 NEAR, FAR = 0.5, 8.0
 """Norm of what is missing in units of reg N: enough, and the most that corrections can bear."""

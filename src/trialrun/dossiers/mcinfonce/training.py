@@ -185,7 +185,7 @@ def _updates(
     for step in range(size.steps):
         if warm:
             share = min(1.0, step / (WARM_UP * size.steps))
-            loss.log_kappa.fill_(share * math.log(size.kappa_pos))  # type: ignore[operator]
+            cast(MCInfoNCELoss, loss).set_kappa(size.kappa_pos**share)
         pairs = next(stream)
         pairs = _shuffled(pairs, split(seed, part), step) if shuffled else pairs
         ref, pos = encoder(pairs.ref), encoder(pairs.pos)

@@ -39,7 +39,10 @@ def switches(ctx: Context, *, how: str) -> Measurement:
         random_state=split(ctx.seed, "landmarks") % 2**31,
     )  # fmt: skip
     if how == "kernel-alone":  # T = 1: every view is an input of its own
-        path = interplay_path(made.rows, regs=regs, model=model.set_params(pairs="all"))
+        alone = np.arange(len(made.rows))
+        path = interplay_path(
+            made.rows, regs=regs, model=model.set_params(pairs="all"), groups=alone
+        )
     else:
         path = interplay_path(made.rows, regs=regs, model=model, groups=made.groups)
     norms = np.where(np.isfinite(path.norms[:, :1]), path.norms[:, :1], np.inf)

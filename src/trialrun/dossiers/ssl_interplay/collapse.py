@@ -67,7 +67,10 @@ def collapse(ctx: Context, *, how: str) -> Measurement:
     made = grouped(views, shuffled=how == "shuffled", seed=ctx.seed)
     model = KernelVCReg(gamma=GAMMA, n_components=COMPONENTS, pairs="distinct")
     if how == "kernel-alone":  # T = 1: a component lives where K's eigenvalue is above lambda
-        path = interplay_path(made.rows, regs=DECAYS, model=model.set_params(pairs="all"))
+        alone = np.arange(len(made.rows))
+        path = interplay_path(
+            made.rows, regs=DECAYS, model=model.set_params(pairs="all"), groups=alone
+        )
     elif how == "augmentation-alone":  # the same reg, however strong the decay is
         path = interplay_path(
             made.rows, regs=np.full(len(DECAYS), 1e-6), model=model, groups=made.groups

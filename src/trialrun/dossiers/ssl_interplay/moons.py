@@ -85,12 +85,14 @@ def _ssl_accuracy(
     """
     moons, test, draws = few_moons(ctx)
     model = KernelVCReg(gamma=gamma, n_components=COMPONENTS, reg=reg)
+    rows, groups = moons.points, np.arange(len(moons.points))
     if scale:
         views = jittered(moons.points, scale=scale, n_views=N_VIEWS, seed=ctx.seed)
         made = grouped(views, shuffled=deal == "shuffled", seed=ctx.seed)
-        model.fit(made.rows, groups=None if deal == "apart" else made.groups)
-    else:
-        model.fit(moons.points)
+        rows, groups = made.rows, made.groups
+    if deal == "apart":
+        groups = np.arange(len(rows))
+    model.fit(rows, groups=groups)
     z, z_test = model.transform(moons.points), model.transform(test.points)
     return probes(z, z_test, moons, test, draws)
 
