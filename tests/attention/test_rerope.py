@@ -337,6 +337,16 @@ def test_a_model_it_cannot_serve_is_refused_untouched(build, patch, message):
             ),
             "use DynamicCache",
         ),
+        (
+            lambda model: model.generate(
+                IDS,
+                attention_mask=torch.ones_like(IDS),
+                max_new_tokens=2,
+                do_sample=False,
+                cache_implementation="static",
+            ),
+            "use DynamicCache",
+        ),
         (lambda model: model(IDS, position_ids=torch.arange(24)[None] * 2), "position_ids|packed"),
         (lambda model: model(IDS, attention_mask=torch.ones(2, 1, 24, 24)), "shape"),
         (lambda model: model.train()(IDS), "attention_dropout to 0"),

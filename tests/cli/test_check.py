@@ -101,6 +101,7 @@ def asked(monkeypatch, tmp_path):
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text("{}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     seen = []
@@ -120,6 +121,15 @@ def test_a_model_that_is_not_here_is_not_looked_for_in_the_net(asked, trialrun, 
     assert (code, out, asked) == (2, "", [])
     assert f"a pulled pack or a downloaded hub id, got {name!r}, which is none of them here" in err
     assert "add --online" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("slug", ["ntkeval", "rerope", "mla"])
+def test_a_folder_without_a_model_is_the_users_mistake(asked, trialrun, tmp_path, slug):
+    (tmp_path / "bare").mkdir()
+    code, out, err = trialrun("check", slug, "--model", "bare@64" if slug == "rerope" else "bare")
+    assert (code, out, asked) == (2, "", [])
+    assert "has no config.json: give one that save_pretrained wrote" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -88,7 +88,7 @@ def test_labels_that_are_numbers_in_both_files_meet_whatever_their_type(tmp_path
         (ROWS.assign(y="yes"), META, {"task": "regression"}, "needs a numeric target, got column"),
         (ROWS, META, {"task": "ranking"}, "--task must be one of classification, regression"),
         (ROWS, META, {"least_domains": 4}, r"3 domain\(s\) in column 'region', expected at least"),
-        (ROWS[:0], META, {}, "has a header and no rows"),
+        (ROWS[:0], META, {}, "has a header and no rows: expected one row per example"),
     ],
 )  # fmt: skip
 def test_every_fault_is_one_sentence_with_its_place(tmp_path, rows, meta, change, message):
@@ -101,7 +101,11 @@ def test_every_fault_is_one_sentence_with_its_place(tmp_path, rows, meta, change
     ("name", "content", "message"),
     [
         ("t.csv", b"", "t.csv is an empty file"),
-        ("t.csv", b"\xff\xfe\x00bad", "cannot be read as csv"),
+        (
+            "t.csv",
+            b"\xff\xfe\x00bad",
+            r"t.csv is no text in UTF-8 \(byte 1\): save the table as CSV",
+        ),
         ("t.csv", b'a,b\n"1,2\n', "cannot be read as csv"),
         ("t.parquet", b"PAR1", "cannot be read as parquet"),
         ("t.xlsx", b"x", "must be a .csv or .parquet file, got the ending '.xlsx'"),

@@ -104,7 +104,8 @@ def _padding_only(
     if attention_mask.shape[1] != kv_length:
         raise UsageError(
             f"attention_mask must cover the {kv_length} cached and new tokens, got "
-            f"{attention_mask.shape[1]}"
+            f"{attention_mask.shape[1]}; a static cache counts its empty places too: use "
+            f"DynamicCache"
         )
     rows = real_rows(attention_mask)
     return None if rows is None else Real(rows, kv_length)

@@ -70,21 +70,29 @@ def resolve_model(name: str | None) -> str | None:
 
 
 def check_model_is_here(card: Card, name: str) -> None:
-    """Raise where the network is off and ``name`` is neither a folder nor in the hub's cache.
+    """Raise for a folder without a model, and for what the hub would be asked for while it is off.
 
     A card that takes no model has its own sentence for that, later.
 
     Raises
     ------
     UsageError
-        If the model would have to be downloaded.
+        If the folder has no ``config.json``, or the model would have to be downloaded.
     """
-    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in _YES
-    if not offline or all(accepts.kind != "model" for accepts in card.accepts):
+    if all(accepts.kind != "model" for accepts in card.accepts):
         return
     plain, _, told = name.rpartition("@")
     where = plain if plain and told.isdigit() else name
-    if not Path(where).expanduser().is_dir() and not _is_cached(where, card.family):
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UsageError(
+                f"--model must be a folder that transformers can read, and {where!r} has no "
+                f"config.json: give one that save_pretrained wrote"
+            )
+        return
+    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in _YES
+    if offline and not _is_cached(where, card.family):
         raise UsageError(
             f"--model must be a folder, a pulled pack or a downloaded hub id, got {where!r}, which "
             f"is none of them here: give the folder of a saved model, or add --online to ask the "

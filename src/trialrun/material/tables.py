@@ -59,12 +59,16 @@ def read_frame(path: str | Path) -> Any:
         need("pyarrow", extra="shift")
     try:
         frame = pandas.read_csv(path) if kind == ".csv" else pandas.read_parquet(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is no text in UTF-8 (byte {error.start + 1}): save the table as CSV in UTF-8"
+        ) from error
     except (ValueError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UsageError(f"{path} cannot be read as {kind.removeprefix('.')}: {first}") from error
     frame.columns = [str(name) for name in frame.columns]
     if not len(frame):
-        raise UsageError(f"{path} has a header and no rows")
+        raise UsageError(f"{path} has a header and no rows: expected one row per example")
     return frame
 
 
