@@ -125,7 +125,7 @@ def solved_whole(operator: Operator, rows: Array, k: int) -> Pairs | None:
     theta, c = eigh((inverse + inverse.T) / 2)
     theta, c = theta[::-1][:k], c[:, ::-1][:, :k]
     alpha = linalg.cho_solve(factor, root[:, None] * c, check_finite=False) / root[:, None]
-    return certified(operator, times((alpha / theta).T, v), k, span=v)
+    return certified(operator, times((alpha / theta).T, v), span=v)
 
 
 class Reduced:

@@ -179,14 +179,14 @@ def search(
         if (size[k:] <= GUARDED * enough).all() and worst[-1] <= STUCK:
             alpha = times(top[:k], space.alpha[: space.size])
             if worst[-1] <= 1:
-                return certified(operator, alpha, k)
+                return certified(operator, alpha)
             if worst[-1] < least:
                 nearest = alpha
             if worst[-1] > least / 2 and nearest is not None:
                 # What is left may be in alpha, in directions that K all but deletes.
                 tries = [nearest] if least <= SLACK else []
                 for told in [*tries, alpha + correct(rho[:k], mu[:k])]:
-                    found = certified(operator, told, k)
+                    found = certified(operator, told)
                     if found is not None:
                         return found
         if len(worst) > patience and not worst[-1] < worst[-1 - patience] / 3:
@@ -201,8 +201,8 @@ def search(
     return None
 
 
-def certified(operator: Operator, alpha: Array, k: int, span: Array | None = None) -> Pairs | None:
-    """Return the first k functions K alpha if, computed afresh, all are still eigenfunctions.
+def certified(operator: Operator, alpha: Array, span: Array | None = None) -> Pairs | None:
+    """Return the functions K alpha if, computed afresh, they are still eigenfunctions.
 
     Where ``span``, orthonormal rows, is all that K leaves, residuals count within it.
     """
@@ -211,9 +211,8 @@ def certified(operator: Operator, alpha: Array, k: int, span: Array | None = Non
     among, second = times(f, image, turned=True), times(f, f, turned=True)
     mu = np.diag(among) / np.diag(second)
     rho = image - mu[:, None] * f
-    size = _norms(rho if span is None else times(rho, span, turned=True))
-    enough = operator.enough(mu[:k].min())
+    worst = _norms(rho if span is None else times(rho, span, turned=True)).max()
     straight = np.abs(second - np.eye(len(f))).max() <= SHARE
-    if not straight or (size > enough * np.where(np.arange(len(f)) < k, SLACK, GUARDED)).any():
+    if worst > SLACK * operator.enough(mu.min()) or not straight:
         return None
-    return Pairs(f[:k], alpha[:k])
+    return Pairs(f, alpha)
