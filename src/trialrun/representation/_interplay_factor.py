@@ -67,9 +67,9 @@ class Factor:
         op.groups.add_blocks(system, between - within)
         return system
 
-    def _resolved(self, f: Array) -> Any:
+    def _resolved(self, f: Any) -> Any:
         """Return D^-1 f for rows f, in the factor's precision."""
-        return self.of.resolved(f).astype(self.factor.dtype, copy=False)
+        return self.of.resolved(f.astype(float)).astype(self.factor.dtype, copy=False)
 
     def _solved(self, g: Any) -> Any:
         return self.factor.solve(g.T).T
