@@ -149,7 +149,7 @@ class Reduced:
         theta = self.theta[: min(count, self.rank)]
         f = times(self.vectors[:, : len(theta)].T, self.rows)
         alpha = op.t_beta(f) - (op.shift - 1 / theta)[:, None] * f
-        # Not in the span of landmarks that happen to share a symmetry, but in the range of K.
+        # Not in the span of landmarks that happen to share a symmetry.
         extra = np.random.default_rng(0).normal(size=(RANDOM, n))
         return np.vstack([alpha, extra])
 
